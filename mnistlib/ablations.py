@@ -1,0 +1,202 @@
+"""Small experiments with fixed budgets that the chapters rest their claims on.
+
+Each ablation is a set of variants, trained with three seeds each. Results are written one by one to
+``book/records/NAME.json``, so a cut run goes on where it stopped. ``python -m mnistlib.ablations
+NAME`` repeats one of them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from mnistlib import checkpoints, recipes
+from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
+from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
+from mnistlib.metrics import accuracy, frechet_to
+from mnistlib.objective import NoisyBatch, add_noise, to_eps
+from mnistlib.recipes import DiffusionSettings, LabelledBatch
+from mnistlib.schedules import cosine
+from mnistlib.train import TrainConfig, fit
+from mnistlib.types import InputError
+from mnistlib.unet import UNetConfig
+
+__all__ = ["ABLATIONS", "read_record", "run"]
+
+_INSTALLED = Path(__file__).parent / "records"  # an installed package carries a copy of them
+RECORDS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "book" / "records"
+SEEDS = (0, 1, 2)
+
+_BASE = DiffusionSettings(
+    model=UNetConfig(widths=(16, 32, 64), attention=(2,)),
+    train=TrainConfig(steps=400, lr=3e-3, warmup=40, ema=0.98),
+    batch_size=64,
+    judged=1000,
+    judge_steps=20,
+)
+
+
+def _unet(**changes: Any) -> DiffusionSettings:
+    return replace(_BASE, model=replace(_BASE.model, **changes))
+
+
+def diffusion_run(settings: DiffusionSettings, seed: int) -> dict[str, float]:
+    """Train briefly; measure held-out loss and samples, of the averaged and of the last weights.
+
+    The loss is always the mean squared error of eps, whatever the network predicts, over 2,000
+    digits that were held out of the 60,000.
+    """
+    settings = replace(settings, train=replace(settings.train, seed=seed))
+    digits, unseen = holdout(mnist(source="full"))
+    loss, batch_at = recipes.RECIPES["ddpm"].job(settings, digits)
+    torch.manual_seed(seed)
+    network = recipes.RECIPES["ddpm"].network(settings).to(memory_format=torch.channels_last)
+    for step in fit(network, loss, batch_at, settings.train):  # noqa: B007
+        pass
+    eye = recipes.train_or_load("digit_features", "read").model
+    reference = (eye.reference_mean, eye.reference_cov)
+    result = {}
+    for name, model in [("ema", step.ema), ("last", step.model.eval())]:
+        trained = recipes.Trained(model, settings, {})
+        samples = recipes.sample_in_batches(trained, settings.judged, settings.judge_steps, seed=99)
+        result[f"loss_{name}"] = _eps_error(trained, unseen.images[:2000])
+        result[f"frechet_{name}"] = frechet_to(reference, samples, eye)
+    return result
+
+
+@torch.no_grad()
+def _eps_error(trained: recipes.Trained, raw: torch.Tensor) -> float:
+    """Mean squared error of the guessed noise at times and noise that are the same for all."""
+    s, generator, total = trained.settings, generator_for(77), 0.0
+    for part in to_images(raw).split(250):
+        t = torch.randint(1, s.T + 1, (len(part),), generator=generator)
+        eps = torch.randn(part.shape, generator=generator)
+        x_t = add_noise(part, eps, t, trained.schedule)
+        guess = to_eps(trained.model(x_t, t), x_t, t, trained.schedule, s.predicts)
+        total += float((guess - eps).square().mean()) * len(part)
+    return total / len(raw)
+
+
+LOG_SNR = [float(x) for x in range(-9, 10)]
+
+
+def readable_run(_: None, seed: int) -> dict[str, Any]:
+    """How much of the digit is left? Accuracy of a classifier of noisy digits at each log-SNR.
+
+    One small network is trained on digits at all noise levels of the cosine schedule, then tested
+    on 2,000 held-out digits at each value of ``LOG_SNR`` (natural logarithm).
+    """
+    digits, unseen = holdout(mnist(source="full"))
+    schedule, indices = cosine(), batch_indices(len(digits.labels), 64)
+
+    def batch_at(seed: int, step: int) -> LabelledBatch:
+        i, generator = indices(seed, step), generator_for(seed, step)
+        x_0 = to_images(digits.images[i])
+        t = torch.randint(0, schedule.T + 1, (len(i),), generator=generator)
+        eps = torch.randn(x_0.shape, generator=generator)
+        return LabelledBatch(add_noise(x_0, eps, t, schedule), digits.labels[i])
+
+    def loss(model: torch.nn.Module, batch: NoisyBatch) -> torch.Tensor:
+        return F.cross_entropy(model(batch.images).float(), batch.labels)
+
+    torch.manual_seed(seed)
+    network = DigitFeatures(DigitFeaturesConfig(widths=(16, 32, 64, 64), dropout=0.0))
+    config = TrainConfig(steps=700, lr=3e-3, warmup=40, ema=0.98, seed=seed)
+    for step in fit(network.to(memory_format=torch.channels_last), loss, batch_at, config):  # noqa: B007
+        pass
+    clean, labels = to_images(unseen.images[:2000]), unseen.labels[:2000]
+    eps = torch.randn(clean.shape, generator=generator_for(77))
+    found = []
+    for log_snr in LOG_SNR:
+        a = torch.tensor(log_snr, dtype=torch.float64).sigmoid()  # alpha_bar = SNR / (1 + SNR)
+        found.append(accuracy(step.ema, float(a.sqrt()) * clean + float((1 - a).sqrt()) * eps, labels))
+    return {"log_snr": LOG_SNR, "accuracy": found}
+
+
+ABLATIONS: dict[str, tuple[Callable[[Any, int], dict], dict[str, Any]]] = {
+    "noise_and_readability": (readable_run, {"classifier of noisy digits": None}),
+    "unet_parts": (
+        diffusion_run,
+        {
+            "complete": _BASE,
+            "no time": _unet(time_input=False),
+            "no skips": _unet(skips=False),
+            "no attention": _unet(attention=()),
+        },
+    ),
+    "objective": (
+        diffusion_run,
+        {
+            "v": _BASE,
+            "eps": replace(_BASE, predicts="eps"),
+            "x0": replace(_BASE, predicts="x0"),
+            "eps, bound's weight": replace(_BASE, predicts="eps", weighting="elbo"),
+        },
+    ),
+}
+
+
+def run(name: str, records: Path = RECORDS) -> Iterator[dict[str, Any]]:
+    """Run what is missing of an ablation, yielding each result as it is written.
+
+    Raises:
+        InputError: the ablation is unknown.
+    """
+    if name not in ABLATIONS:
+        raise InputError(f"unknown ablation {name!r}; choose one of {', '.join(ABLATIONS)}")
+    measure, variants = ABLATIONS[name]
+    path = records / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    done = {(row["variant"], row["seed"]) for row in rows}
+    for seed in SEEDS:
+        for variant, settings in variants.items():
+            if (variant, seed) in done:
+                continue
+            start = time.monotonic()
+            row = {"variant": variant, "seed": seed} | measure(settings, seed)
+            rows.append(row | {"seconds": round(time.monotonic() - start, 1)})
+            write_record(path, name, rows)
+            yield rows[-1]
+
+
+def write_record(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows with the command that makes them and where they were made."""
+    record = {
+        "command": f"python -m mnistlib.ablations {name}",
+        "provenance": checkpoints.provenance(),
+        "rows": rows,
+    }
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_record(name: str, records: Path = RECORDS) -> dict[str, Any]:
+    """The record of an ablation: ``rows`` (one a variant and seed), ``command``, ``provenance``.
+
+    Raises:
+        InputError: there is no such record.
+    """
+    path = records / f"{name}.json"
+    if not path.is_file():
+        raise InputError(f"no record {path}; make it with: python -m mnistlib.ablations {name}")
+    return json.loads(path.read_text())
+
+
+def main(names: list[str]) -> None:
+    """Run the ablations named, or all."""
+    for name in names or ABLATIONS:
+        for row in tqdm(run(name), name, len(SEEDS) * len(ABLATIONS.get(name, ((), ()))[1])):
+            tqdm.write(f"{row['variant']}, seed {row['seed']}: {row['seconds']} s")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as e:
+        sys.exit(f"error: {e}")

@@ -1,0 +1,485 @@
+"""Every named training run, as a function of a profile.
+
+``train_or_load(name)`` is all that a chapter calls. Profiles: ``smoke`` trains a tiny model in
+seconds, ``read`` loads the shipped weights, ``full`` trains completely and can be resumed.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnistlib import checkpoints
+from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
+from mnistlib.data import (
+    Digits,
+    batch_indices,
+    generator_for,
+    mnist,
+    named_root,
+    to_images,
+)
+from mnistlib.metrics import accuracy, apply_in_batches, feature_statistics, frechet_to
+from mnistlib.objective import NoisyBatch, Predicts, Weighting, as_eps, diffusion_loss
+from mnistlib.samplers import ddim, draw_noise
+from mnistlib.schedules import NoiseSchedule, make_schedule, uniform_times
+from mnistlib.train import TrainConfig, TrainStep, fit, pick_device
+from mnistlib.types import Denoiser, InputError
+from mnistlib.unet import UNet, UNetConfig
+
+__all__ = [
+    "PROFILES",
+    "RECIPES",
+    "DiffusionSettings",
+    "FeatureSettings",
+    "Trained",
+    "choose_profile",
+    "override",
+    "sample_in_batches",
+    "settings_of",
+    "shipped_path",
+    "train",
+    "train_or_load",
+]
+
+log = logging.getLogger(__name__)
+
+PROFILES = ("smoke", "read", "full")
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Settings of ``digit_features``.
+
+    Attributes:
+        shift: largest random shift of a training image in pixels, either way.
+        judged: how many training digits the reference statistics are measured on.
+    """
+
+    model: DigitFeaturesConfig = DigitFeaturesConfig()
+    train: TrainConfig = TrainConfig(steps=3800, lr=3e-3, warmup=200, weight_decay=0.05, ema=0.998)
+    batch_size: int = 128
+    shift: int = 2
+    judged: int = 60_000
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Settings of a diffusion model of pixels.
+
+    Attributes:
+        schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
+        predicts, weighting: what the network answers and how its error counts.
+        judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
+    """
+
+    model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
+    train: TrainConfig = TrainConfig(
+        steps=10_000, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
+    )
+    batch_size: int = 128
+    schedule: str = "cosine"
+    T: int = 1000
+    predicts: Predicts = "v"
+    weighting: Weighting = "simple"
+    judged: int = 10_000
+    judge_steps: int = 50
+
+
+Settings = FeatureSettings | DiffusionSettings
+
+
+class Trained(NamedTuple):
+    """A trained model with what it was trained on.
+
+    Attributes:
+        model: the network, in eval mode.
+        settings: the settings of its recipe.
+        record: provenance and measured metrics.
+    """
+
+    model: nn.Module
+    settings: Settings
+    record: dict[str, Any]
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of a diffusion model."""
+        return make_schedule(self.settings.schedule, self.settings.T)
+
+    @property
+    def denoise(self) -> Denoiser:
+        """The network of a diffusion model as a function (x_t, t) -> eps_hat, without gradients."""
+        return torch.no_grad()(as_eps(self.model, self.schedule, self.settings.predicts))
+
+
+class Recipe(NamedTuple):
+    """How to make one model.
+
+    Attributes:
+        full, smoke: the settings of the two profiles that train.
+        network: settings -> untrained network.
+        job: (settings, training digits) -> the loss and the batches that ``fit`` needs.
+        judge: (trained, training digits, test digits or None) -> metrics.
+    """
+
+    full: Settings
+    smoke: Settings
+    network: Callable[[Any], nn.Module]
+    job: Callable[[Any, Digits], tuple[Callable, Callable]]
+    judge: Callable[[Trained, Digits, Digits | None], dict[str, Any]]
+
+
+# ---- digit_features ------------------------------------------------------------------------
+
+
+class LabelledBatch(NamedTuple):
+    """Images (B, 1, 32, 32) and their labels (B,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def _shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
+    """Move each image (B, C, H, W) by its offset (B, 2) in -shift..shift; black comes in."""
+    B, C, H, W = images.shape
+    padded = F.pad(images, [shift] * 4, value=-1.0)
+    rows = (torch.arange(H) + shift + offsets[:, :1]).view(B, 1, H, 1).expand(B, C, H, W + 2 * shift)
+    columns = (torch.arange(W) + shift + offsets[:, 1:]).view(B, 1, 1, W).expand(B, C, H, W)
+    return padded.gather(2, rows).gather(3, columns)
+
+
+def _features_job(settings: FeatureSettings, digits: Digits):
+    indices = batch_indices(len(digits.labels), settings.batch_size)
+
+    def batch_at(seed: int, step: int) -> LabelledBatch:
+        i = indices(seed, step)
+        s = settings.shift
+        offsets = torch.randint(-s, s + 1, (len(i), 2), generator=generator_for(seed, step))
+        return LabelledBatch(_shifted(to_images(digits.images[i]), offsets, s), digits.labels[i])
+
+    def loss(model: nn.Module, batch: LabelledBatch) -> Tensor:
+        return F.cross_entropy(model(batch.images).float(), batch.labels)
+
+    return loss, batch_at
+
+
+def _judge_features(trained: Trained, digits: Digits, test: Digits | None) -> dict[str, Any]:
+    """Measure the reference statistics, then the accuracy and the floor of real test digits."""
+    network = trained.model
+    known = digits.images[: trained.settings.judged]
+    features = apply_in_batches(lambda raw: network.features(to_images(raw)), known)
+    mean, cov = feature_statistics(features)
+    network.reference_mean.copy_(mean)
+    network.reference_cov.copy_(cov)
+    metrics: dict[str, Any] = {"reference_digits": len(known)}
+    if test is not None:
+        images = to_images(test.images)
+        metrics["test_accuracy"] = accuracy(network, images, test.labels)
+        metrics["floor"] = frechet_to((mean, cov), images, network)
+        metrics["floor_digits"] = len(images)
+    return metrics
+
+
+# ---- diffusion of pixels -------------------------------------------------------------------
+
+
+def _diffusion_job(settings: DiffusionSettings, digits: Digits):
+    schedule = make_schedule(settings.schedule, settings.T)
+    indices = batch_indices(len(digits.labels), settings.batch_size)
+
+    def batch_at(seed: int, step: int) -> NoisyBatch:
+        x_0 = to_images(digits.images[indices(seed, step)])
+        generator = generator_for(seed, step)
+        t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator)
+        return NoisyBatch(x_0, t, torch.randn(x_0.shape, generator=generator))
+
+    def loss(model: nn.Module, batch: NoisyBatch) -> Tensor:
+        return diffusion_loss(model, batch, schedule, settings.predicts, settings.weighting)
+
+    return loss, batch_at
+
+
+def _judge_diffusion(trained: Trained, digits: Digits, test: Digits | None) -> dict[str, Any]:
+    """Frechet distance of fresh samples to the 60,000, in multiples of the floor as well."""
+    s = trained.settings
+    eye = load(shipped_path("digit_features"))
+    samples = sample_in_batches(trained, s.judged, s.judge_steps, seed=1)
+    reference = (eye.model.reference_mean, eye.model.reference_cov)
+    distance = frechet_to(reference, samples, eye.model)
+    metrics = {"frechet": distance, "samples": s.judged, "sampler": f"ddim, {s.judge_steps} steps"}
+    floor = eye.record["metrics"].get("floor")
+    return metrics | ({"times_floor": distance / floor} if floor else {})
+
+
+def sample_in_batches(
+    trained: Trained, count: int, steps: int, *, seed: int = 0, batch_size: int = 250
+) -> Tensor:
+    """Draw ``count`` images with ddim: (count, 1, 32, 32), clipped to [-1, 1].
+
+    Image i is a function of (seed, i) alone: batches of any size give the same pictures, up to
+    rounding.
+    """
+    device = next(trained.model.parameters()).device
+    times = uniform_times(trained.schedule.T, steps)
+    parts = []
+    for start in range(0, count, batch_size):
+        each = range(start, min(start + batch_size, count))
+        x_T = torch.stack([draw_noise((1, 32, 32), generator=generator_for(seed, i)) for i in each])
+        for step in ddim(trained.denoise, trained.schedule, x_T.to(device), times):  # noqa: B007
+            pass
+        parts.append(step.x_t.cpu().clamp(-1, 1))
+    return torch.cat(parts)
+
+
+RECIPES: dict[str, Recipe] = {
+    "digit_features": Recipe(
+        full=FeatureSettings(),
+        smoke=FeatureSettings(
+            model=DigitFeaturesConfig(widths=(8, 16)),
+            train=TrainConfig(steps=30, warmup=5, ema=0.9, checkpoint_every=10),
+            batch_size=64,
+            judged=1000,
+        ),
+        network=lambda s: DigitFeatures(s.model),
+        job=_features_job,
+        judge=_judge_features,
+    ),
+    "ddpm": Recipe(
+        full=DiffusionSettings(),
+        smoke=DiffusionSettings(
+            model=UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16),
+            train=TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10),
+            batch_size=32,
+            judged=64,
+            judge_steps=5,
+        ),
+        network=lambda s: UNet(s.model),
+        job=_diffusion_job,
+        judge=_judge_diffusion,
+    ),
+}
+
+
+# ---- training and loading ------------------------------------------------------------------
+
+
+def choose_profile(profile: str | None = None) -> str:
+    """The argument, else ``$MNISTLIB_PROFILE``, else ``full`` with CUDA and ``read`` without.
+
+    Raises:
+        InputError: the profile is unknown.
+    """
+    default = "full" if torch.cuda.is_available() else "read"
+    chosen = profile or os.environ.get("MNISTLIB_PROFILE") or default
+    if chosen not in PROFILES:
+        raise InputError(f"unknown profile {chosen!r}; choose one of {', '.join(PROFILES)}")
+    return chosen
+
+
+def settings_of(name: str, profile: str, changes: dict[str, str] | None = None) -> Settings:
+    """The settings of a recipe in a profile, with ``changes`` given as text applied."""
+    recipe = _recipe(name)
+    return override(recipe.smoke if profile == "smoke" else recipe.full, changes or {})
+
+
+def train_or_load(name: str, profile: str | None = None) -> Trained:
+    """The model of a recipe: trained now (``smoke``, ``full``) or loaded (``read``).
+
+    A ``full`` training keeps its state and result under ``runs/NAME`` of the working directory,
+    resumes where it was cut, and loads the result once it is there.
+
+    Raises:
+        InputError: unknown name or profile, or a damaged file.
+    """
+    _recipe(name)
+    profile = choose_profile(profile)
+    if profile == "read":
+        return load(shipped_path(name))
+    if profile == "smoke":
+        return _consume(train(name, settings_of(name, "smoke"), profile="smoke"))
+    out = Path("runs") / name
+    if (out / f"{name}.safetensors").is_file():
+        return load(out / f"{name}.safetensors")
+    state = out / "state.safetensors"
+    return _consume(
+        train(name, settings_of(name, "full"), profile="full", out=out, resume=state.is_file())
+    )
+
+
+def load(path: str | Path) -> Trained:
+    """Rebuild a trained model from its file alone."""
+    path = Path(path)
+    if path.parent == WEIGHTS:
+        _check_manifest(path)
+    checkpoint = checkpoints.load(path)
+    recipe = _recipe(checkpoint.record["recipe"])
+    settings = _from_dict(type(recipe.full), checkpoint.settings)
+    return Trained(checkpoint.model, settings, checkpoint.record)
+
+
+def train(
+    name: str,
+    settings: Settings,
+    *,
+    profile: str = "full",
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> Iterator[TrainStep | Trained]:
+    """Run a recipe: yields every ``TrainStep``, and last the ``Trained`` model, judged and saved.
+
+    Args:
+        name: a key of ``RECIPES``.
+        settings: see ``settings_of``.
+        profile: "smoke" takes the data of a named root or the small set; "full" the full MNIST.
+        out: folder for ``state.safetensors`` and the result ``NAME.safetensors``; None keeps
+            everything in memory.
+        resume: go on from the state in ``out``.
+    """
+    recipe = _recipe(name)
+    digits, test = _data(profile)
+    loss, batch_at = recipe.job(settings, digits)
+    torch.manual_seed(settings.train.seed)
+    network = recipe.network(settings).to(pick_device(), memory_format=torch.channels_last)
+    out = None if out is None else Path(out)
+    state = None if out is None else out / "state.safetensors"
+    start, first, losses = time.monotonic(), None, []
+    for step in fit(network, loss, batch_at, settings.train, state=state, resume=resume):
+        first = first or step.step
+        losses.append(step.loss)
+        yield step
+    seconds = time.monotonic() - start
+    model = checkpoints.round_to_half(step.ema)
+    record = checkpoints.provenance() | {
+        "recipe": name,
+        "profile": profile,
+        "data": {"source": digits.source, "sha256": digits.sha256(), "digits": len(digits.labels)},
+        "seed": settings.train.seed,
+        "device": str(next(network.parameters()).device),
+        "seconds": round(seconds, 1),
+        "resumed_at": first,
+        "images_seen": settings.train.steps * settings.batch_size,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "losses": _thin(losses),
+    }
+    record["metrics"] = recipe.judge(Trained(model, settings, record), digits, test)
+    trained = Trained(model, settings, record)
+    if out is not None:
+        checkpoints.save(out / f"{name}.safetensors", model, asdict(settings), record)
+    yield trained
+
+
+def shipped_path(name: str) -> Path:
+    """Where the shipped weights of a recipe are."""
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def override(settings: Any, changes: dict[str, str]) -> Any:
+    """Settings with some fields, named by their last word (``lr``, ``widths``), set from text.
+
+    Raises:
+        InputError: unknown field, or text that is not of the field's type.
+    """
+    for key, text in changes.items():
+        settings = _set(settings, key, text)
+    return settings
+
+
+def _set(settings: Any, key: str, text: str) -> Any:
+    where = _fields(settings)
+    if key not in where:
+        near = difflib.get_close_matches(key, where, n=3) or sorted(where)
+        raise InputError(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
+    group = where[key]
+    holder = settings if group is None else getattr(settings, group)
+    changed = replace(holder, **{key: _parse(key, text, getattr(holder, key), holder)})
+    return changed if group is None else replace(settings, **{group: changed})
+
+
+def _fields(settings: Any) -> dict[str, str | None]:
+    """Each field of the settings and of the dataclasses in it -> the dataclass it stands in."""
+    found: dict[str, str | None] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= {g.name: f.name for g in dataclasses.fields(value)}
+        else:
+            found[f.name] = None
+    return found
+
+
+def _parse(key: str, text: str, old: Any, holder: Any) -> Any:
+    """Text -> a value of the type that the field has now."""
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(old, tuple):
+            return tuple(int(part) for part in text.split(",") if part)
+        value = type(old)(text)
+    except (ValueError, KeyError) as e:
+        kind = "a list such as 16,32" if isinstance(old, tuple) else f"a {type(old).__name__}"
+        raise InputError(f"{key}={text!r} cannot be used; give {kind}") from e
+    choices = get_args(type(holder).__annotations__[key])
+    if choices and value not in choices:
+        raise InputError(f"{key}={text!r} is unknown; choose one of {', '.join(choices)}")
+    return value
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}"
+        raise InputError(f"unknown recipe {name!r}; {hint}")
+    return RECIPES[name]
+
+
+def _data(profile: str) -> tuple[Digits, Digits | None]:
+    """Training digits, and the test digits where they can be had."""
+    if profile == "smoke" and named_root() is None:
+        return mnist(source="small"), None
+    digits = mnist(source="auto" if profile == "smoke" else "full")
+    return digits, mnist(train=False)
+
+
+def _consume(run: Iterator) -> Trained:
+    for last in run:  # noqa: B007
+        pass
+    return last
+
+
+def _thin(losses: list[float], points: int = 200) -> list[float]:
+    """Means of up to ``points`` equal stretches, rounded: a loss curve that fits a record."""
+    size = max(1, -(-len(losses) // points))
+    return [round(sum(p) / len(p), 5) for p in (losses[i : i + size] for i in range(0, len(losses), size))]
+
+
+def _from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild nested settings from the JSON of a checkpoint."""
+    made = {}
+    for f in dataclasses.fields(cls):
+        value = values[f.name]
+        if dataclasses.is_dataclass(f.type):
+            value = _from_dict(f.type, value)
+        made[f.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)
+
+
+def _check_manifest(path: Path) -> None:
+    """Refuse a shipped file that is not the one that was shipped."""
+    if not path.is_file():
+        raise InputError(f"no shipped weights for {path.stem!r}; train them with profile full")
+    lines = (WEIGHTS / "SHA256SUMS").read_text().splitlines()
+    wanted = {name: digest for digest, name in (line.split() for line in lines)}
+    if hashlib.sha256(path.read_bytes()).hexdigest() != wanted.get(path.name):
+        raise InputError(f"{path} is not the file that was shipped; install the package again")

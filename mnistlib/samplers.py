@@ -1,0 +1,123 @@
+"""From noise to data: samplers as generators, one ``Step`` per pair of neighbouring times.
+
+All share one signature. ``times`` is any decreasing sequence of ints that ends in 0; the sampler
+knows nothing of conditions, guidance or latents, which are wrapped around ``denoise``.
+Coefficients are combined in float64 and cast last.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor
+
+from mnistlib.schedules import NoiseSchedule
+from mnistlib.types import Denoiser, InputError, Step
+
+__all__ = ["ddim", "ddpm", "draw_noise"]
+
+
+def draw_noise(
+    shape: Sequence[int], like: Tensor | None = None, *, generator: Generator | None = None
+) -> Tensor:
+    """Standard normal noise from a CPU generator, moved to where ``like`` lives.
+
+    The same seed therefore gives the same noise on every device.
+    """
+    eps = torch.randn(*shape, generator=generator)
+    return eps if like is None else eps.to(like)
+
+
+def ddpm(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    times: Sequence[int],
+    *,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """Ancestral sampling: draw x_s from the posterior q(x_s | x_t, x_0 = x0_hat).
+
+    Ho et al. 2020, eq. 6-7, written for any pair of times s < t so that steps may be skipped;
+    the variance is the posterior's own (their "fixed small" choice), zero in the last step.
+
+    Args:
+        denoise: guesses the noise in x_t.
+        schedule: the schedule that ``denoise`` was trained with.
+        x_T: (B, C, H, W) standard normal noise.
+        times: decreasing ints that end in 0, see ``uniform_times``.
+        generator: CPU generator for the fresh noise of each step.
+
+    Raises:
+        InputError: ``times`` does not decrease to 0 or leaves the schedule.
+    """
+    x = x_T
+    for t, s in _pairs(schedule, times):
+        a_t, a_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+        x0_hat = _x0_hat(x, denoise(x, _batch_of(t, x)), a_t)
+        a_ts = a_t / a_s  # what the steps s+1..t leave of the signal power
+        mean_x0 = a_s.sqrt() * (1 - a_ts) / (1 - a_t)
+        mean_xt = a_ts.sqrt() * (1 - a_s) / (1 - a_t)
+        std = ((1 - a_s) / (1 - a_t) * (1 - a_ts)).sqrt()
+        x = float(mean_x0) * x0_hat + float(mean_xt) * x
+        if s > 0:
+            x = x + float(std) * draw_noise(x.shape, x, generator=generator)
+        yield Step(s, x, x0_hat)
+
+
+def ddim(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    times: Sequence[int],
+    *,
+    eta: float = 0.0,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """Denoising diffusion implicit sampling (Song et al. 2021, eq. 12 and 16).
+
+    ``eta=0`` draws no noise: the picture is a function of ``x_T``. ``eta=1`` is ``ddpm``.
+
+    Args:
+        denoise, schedule, x_T, times, generator: as in ``ddpm``.
+        eta: the share of the posterior's standard deviation that is drawn afresh, 0 to 1.
+
+    Raises:
+        InputError: ``times`` does not decrease to 0 or leaves the schedule, or eta is not in 0..1.
+    """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta must lie between 0 and 1, got {eta}")
+    x = x_T
+    for t, s in _pairs(schedule, times):
+        a_t, a_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+        eps = denoise(x, _batch_of(t, x))
+        x0_hat = _x0_hat(x, eps, a_t)
+        var = eta**2 * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
+        x = float(a_s.sqrt()) * x0_hat + float((1 - a_s - var).clamp(min=0).sqrt()) * eps
+        if eta > 0 and s > 0:
+            x = x + float(var.sqrt()) * draw_noise(x.shape, x, generator=generator)
+        yield Step(s, x, x0_hat)
+
+
+def _x0_hat(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Solve x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps for x_0."""
+    return (x_t - float((1 - alpha_bar_t).sqrt()) * eps) / float(alpha_bar_t.sqrt())
+
+
+def _batch_of(t: int, x: Tensor) -> Tensor:
+    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+
+
+def _pairs(schedule: NoiseSchedule, times: Sequence[int]) -> Iterator[tuple[int, int]]:
+    times = [int(t) for t in times]
+    falls = all(t > s for t, s in pairwise(times))
+    if len(times) < 2 or not falls or times[-1] != 0 or times[0] > schedule.T:
+        raise InputError(
+            f"times must decrease from at most {schedule.T} to 0, got {_short(times)}; "
+            f"uniform_times({schedule.T}, steps) makes such a grid"
+        )
+    return pairwise(times)
+
+
+def _short(times: list[int]) -> str:
+    return str(times) if len(times) <= 8 else f"[{times[0]}, {times[1]}, ..., {times[-1]}]"

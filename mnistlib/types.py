@@ -1,0 +1,27 @@
+"""The three words that the rest of the library speaks in."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""``(x_t (B, C, H, W), t (B,) int64) -> eps_hat (B, C, H, W)``: anything that guesses the noise."""
+
+
+class InputError(ValueError):
+    """Something given to the library cannot be used; the message says what, and what to do."""
+
+
+class Step(NamedTuple):
+    """The state after one step of a sampler.
+
+    Attributes:
+        t: the time at which ``x_t`` now lives; 0 means clean data.
+        x_t: the sample at time ``t``, shape (B, C, H, W).
+        x0_hat: the guess of the clean image that this step used, shape (B, C, H, W).
+    """
+
+    t: int
+    x_t: Tensor
+    x0_hat: Tensor

@@ -1,0 +1,160 @@
+"""The book is built from scratch without a warning, and each page is opened in a real browser.
+
+Without Chromium the page tests are skipped; where CI=true they fail instead.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.screenshots import BROWSERS, THEMES, chromium, find_browser, new_page, serve, visit
+
+ROOT = Path(__file__).resolve().parent.parent
+
+IMAGES_NOT_DECODED = """() => Promise.all([...document.images].map(image =>
+    image.decode().then(() => image.naturalWidth > 0 ? null : image.src.slice(0, 80),
+                        () => image.src.slice(0, 80))
+)).then(found => found.filter(Boolean))"""
+
+IMAGES_WITHOUT_ALT = """() => [...document.images].filter(image => !image.alt)
+    .map(image => image.src.slice(0, 80))"""
+
+FORMULAS_NOT_SET = r"""() => [...document.querySelectorAll(".math")]
+    .filter(math => !math.querySelector("mjx-container")
+                 || math.querySelector("mjx-merror, [data-mjx-error]") || math.innerText.includes("\\("))
+    .map(math => math.textContent.slice(0, 80))"""
+
+
+def pages_of_contents():
+    """Return every page that _toc.yml lists, as a path in the built book."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    return [f"{file}.html" for file in [contents["root"], *files]]
+
+
+PAGES = pages_of_contents()
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """Build the book in an empty folder; warnings are errors. Return the folder of the pages."""
+    out = tmp_path_factory.mktemp("book")
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", ROOT, "--path-output", out]
+    run = subprocess.run(
+        [*map(str, command), "-W", "-n", "--keep-going", "-q"], capture_output=True, text=True
+    )
+    if run.returncode:
+        pytest.fail(f"the book does not build without warnings:\n{run.stderr[-4000:]}")
+    return out / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Yield a headless browser."""
+    if find_browser() is None:
+        reason = f"no browser: install Debian's `chromium` (or one of {', '.join(BROWSERS[1:])})"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def address(book):
+    """Yield the address of a server of the built book."""
+    with serve(book) as url:
+        yield url
+
+
+@pytest.fixture
+def watched(browser):
+    """Return a function that visits a page and returns it with the list of all that went wrong."""
+    opened = []
+
+    def open_and_listen(origin, name, theme="light"):
+        page, problems = new_page(browser, theme), []
+        opened.append(page.context)
+        page.on("console", lambda entry: entry.type == "error" and problems.append(entry.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: leaves(request.url, origin) and problems.append(request.url))
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        visit(page, f"{origin}/{name}")
+        return page, problems
+
+    yield open_and_listen
+    for context in opened:
+        context.close()
+
+
+def leaves(url, origin):
+    """Whether a request goes to another server than the page's own."""
+    return not url.startswith((f"{origin}/", "data:", "blob:"))
+
+
+def test_every_listed_page_is_built(book):
+    assert [name for name in PAGES if not (book / name).is_file()] == []
+    assert f"url={PAGES[0]}" in (book / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_over_http(address, watched, name, theme):
+    page, problems = watched(address, name, theme)
+    assert problems == []
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    assert page.evaluate(IMAGES_NOT_DECODED) == []
+    assert page.evaluate(IMAGES_WITHOUT_ALT) == []
+    assert page.evaluate(FORMULAS_NOT_SET) == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "too wide for a phone"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_from_disk(book, watched, name):
+    page, problems = watched(book.as_uri(), name)
+    assert problems == []
+    assert page.evaluate(FORMULAS_NOT_SET) == []
+
+
+def test_generated_pages(book, address, watched):
+    names = {str(path.relative_to(book)) for path in book.rglob("*.html")} 
+    names -= {"index.html", *PAGES}  # index.html only leads on to the first page
+    assert {name: found for name in sorted(names) if (found := watched(address, name)[1])} == {}
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_players_move_their_picture(address, watched, name):
+    page, problems = watched(address, name)
+    players = page.locator(".mnistlib-player").all()
+    assert players, "each chapter has a player"
+    for player in players:
+        first = moves_by_slider(player)
+        moves_by_play(page, player, first)
+    assert problems == []
+
+
+def moves_by_slider(player):
+    """Assert that the last frame looks different from the first; return the first one's pixels."""
+    picture, slider = player.locator("img").first, player.locator("input[type=range]")
+    slider.press("Home")
+    first = picture.screenshot()
+    slider.press("End")
+    assert picture.screenshot() != first, "the slider does not move the picture"
+    slider.press("Home")
+    assert picture.screenshot() == first, "the picture does not come back"
+    return first
+
+
+def moves_by_play(page, player, first, patience=40):
+    """Assert that Play changes the picture within 4 seconds, then pause."""
+    picture, button = player.locator("img").first, player.locator("button").first
+    button.click()
+    for _ in range(patience):
+        page.wait_for_timeout(100)
+        if picture.screenshot() != first:
+            button.click()
+            return
+    pytest.fail("Play does not move the picture")
