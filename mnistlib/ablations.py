@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,9 @@ def readable_run(_: None, seed: int) -> dict[str, Any]:
     found = []
     for log_snr in LOG_SNR:
         a = torch.tensor(log_snr, dtype=torch.float64).sigmoid()  # alpha_bar = SNR / (1 + SNR)
-        found.append(accuracy(step.ema, float(a.sqrt()) * clean + float((1 - a).sqrt()) * eps, labels))
+        found.append(
+            accuracy(step.ema, float(a.sqrt()) * clean + float((1 - a).sqrt()) * eps, labels)
+        )
     return {"log_snr": LOG_SNR, "accuracy": found}
 
 

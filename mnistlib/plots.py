@@ -70,7 +70,9 @@ _STYLE = {
 _DPI = 144  # twice the size shown, for dense screens
 
 
-def figure(rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float = 2.6, **kwargs: Any):
+def figure(
+    rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float = 2.6, **kwargs: Any
+):
     """``plt.subplots`` in the style of the book; width and height in inches."""
     plt.rcParams.update(_STYLE)
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **kwargs)
@@ -95,7 +97,9 @@ def sheet(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:
     B, C, H, W = images.shape
     columns = columns or B
     rows = -(-B // columns)
-    paper = torch.full((C, rows * (H + gap) + gap, columns * (W + gap) + gap), 118, dtype=torch.uint8)
+    paper = torch.full(
+        (C, rows * (H + gap) + gap, columns * (W + gap) + gap), 118, dtype=torch.uint8
+    )
     for i, image in enumerate(to_uint8(images)):
         y, x = (i // columns) * (H + gap) + gap, (i % columns) * (W + gap) + gap
         paper[:, y : y + H, x : x + W] = image

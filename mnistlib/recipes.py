@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -44,7 +44,9 @@ __all__ = [
     "FeatureSettings",
     "Trained",
     "choose_profile",
+    "load",
     "override",
+    "sample",
     "sample_in_batches",
     "settings_of",
     "shipped_path",
@@ -82,6 +84,7 @@ class DiffusionSettings:
         schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
         predicts, weighting: what the network answers and how its error counts.
         judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
+        snapshots: steps after which the averaged model is kept, to look back at the training.
     """
 
     model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
@@ -95,6 +98,7 @@ class DiffusionSettings:
     weighting: Weighting = "simple"
     judged: int = 10_000
     judge_steps: int = 50
+    snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 
 
 Settings = FeatureSettings | DiffusionSettings
@@ -155,7 +159,9 @@ def _shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
     """Move each image (B, C, H, W) by its offset (B, 2) in -shift..shift; black comes in."""
     B, C, H, W = images.shape
     padded = F.pad(images, [shift] * 4, value=-1.0)
-    rows = (torch.arange(H) + shift + offsets[:, :1]).view(B, 1, H, 1).expand(B, C, H, W + 2 * shift)
+    rows = (
+        (torch.arange(H) + shift + offsets[:, :1]).view(B, 1, H, 1).expand(B, C, H, W + 2 * shift)
+    )
     columns = (torch.arange(W) + shift + offsets[:, 1:]).view(B, 1, 1, W).expand(B, C, H, W)
     return padded.gather(2, rows).gather(3, columns)
 
@@ -226,21 +232,22 @@ def _judge_diffusion(trained: Trained, digits: Digits, test: Digits | None) -> d
 def sample_in_batches(
     trained: Trained, count: int, steps: int, *, seed: int = 0, batch_size: int = 250
 ) -> Tensor:
-    """Draw ``count`` images with ddim: (count, 1, 32, 32), clipped to [-1, 1].
+    """Draw ``count`` images with ddim: (count, 1, 32, 32), clipped to [-1, 1]."""
+    numbers = torch.arange(count).split(batch_size)
+    return torch.cat([sample(trained, part.tolist(), steps, seed=seed) for part in numbers])
 
-    Image i is a function of (seed, i) alone: batches of any size give the same pictures, up to
-    rounding.
+
+def sample(trained: Trained, numbers: Sequence[int], steps: int, *, seed: int = 0) -> Tensor:
+    """Draw the images with the given numbers: (B, 1, 32, 32), clipped to [-1, 1].
+
+    Image i is a function of (seed, i) alone, so any batches give the same pictures up to rounding.
     """
-    device = next(trained.model.parameters()).device
-    times = uniform_times(trained.schedule.T, steps)
-    parts = []
-    for start in range(0, count, batch_size):
-        each = range(start, min(start + batch_size, count))
-        x_T = torch.stack([draw_noise((1, 32, 32), generator=generator_for(seed, i)) for i in each])
-        for step in ddim(trained.denoise, trained.schedule, x_T.to(device), times):  # noqa: B007
-            pass
-        parts.append(step.x_t.cpu().clamp(-1, 1))
-    return torch.cat(parts)
+    x_T = torch.stack([draw_noise((1, 32, 32), generator=generator_for(seed, i)) for i in numbers])
+    x_T = x_T.to(next(trained.model.parameters()).device)
+    *_, last = ddim(
+        trained.denoise, trained.schedule, x_T, uniform_times(trained.schedule.T, steps)
+    )
+    return last.x_t.cpu().clamp(-1, 1)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -343,8 +350,8 @@ def train(
         name: a key of ``RECIPES``.
         settings: see ``settings_of``.
         profile: "smoke" takes the data of a named root or the small set; "full" the full MNIST.
-        out: folder for ``state.safetensors`` and the result ``NAME.safetensors``; None keeps
-            everything in memory.
+        out: folder for ``state.safetensors``, snapshots ``step_00050.safetensors`` and the result
+            ``NAME.safetensors``; None keeps everything in memory.
         resume: go on from the state in ``out``.
     """
     recipe = _recipe(name)
@@ -358,6 +365,10 @@ def train(
     for step in fit(network, loss, batch_at, settings.train, state=state, resume=resume):
         first = first or step.step
         losses.append(step.loss)
+        if out is not None and step.step in getattr(settings, "snapshots", ()):
+            made_at = {"recipe": name, "step": step.step}
+            path = out / f"step_{step.step:05d}.safetensors"
+            checkpoints.save(path, step.ema, asdict(settings), made_at)
         yield step
     seconds = time.monotonic() - start
     model = checkpoints.round_to_half(step.ema)
@@ -391,20 +402,19 @@ def override(settings: Any, changes: dict[str, str]) -> Any:
     Raises:
         InputError: unknown field, or text that is not of the field's type.
     """
-    for key, text in changes.items():
-        settings = _set(settings, key, text)
-    return settings
-
-
-def _set(settings: Any, key: str, text: str) -> Any:
     where = _fields(settings)
-    if key not in where:
-        near = difflib.get_close_matches(key, where, n=3) or sorted(where)
-        raise InputError(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
-    group = where[key]
-    holder = settings if group is None else getattr(settings, group)
-    changed = replace(holder, **{key: _parse(key, text, getattr(holder, key), holder)})
-    return changed if group is None else replace(settings, **{group: changed})
+    by_group: dict[str | None, dict[str, Any]] = {}
+    for key, text in changes.items():
+        if key not in where:
+            near = difflib.get_close_matches(key, where, n=3) or sorted(where)
+            raise InputError(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
+        holder = settings if where[key] is None else getattr(settings, where[key])
+        by_group.setdefault(where[key], {})[key] = _parse(key, text, holder)
+    for group, values in by_group.items():  # all at once: a model's settings depend on each other
+        if group is not None:
+            values = {group: replace(getattr(settings, group), **values)}
+        settings = replace(settings, **values)
+    return settings
 
 
 def _fields(settings: Any) -> dict[str, str | None]:
@@ -419,8 +429,9 @@ def _fields(settings: Any) -> dict[str, str | None]:
     return found
 
 
-def _parse(key: str, text: str, old: Any, holder: Any) -> Any:
-    """Text -> a value of the type that the field has now."""
+def _parse(key: str, text: str, holder: Any) -> Any:
+    """Text -> a value of the type that the field ``key`` of ``holder`` has now."""
+    old = getattr(holder, key)
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
@@ -461,7 +472,10 @@ def _consume(run: Iterator) -> Trained:
 def _thin(losses: list[float], points: int = 200) -> list[float]:
     """Means of up to ``points`` equal stretches, rounded: a loss curve that fits a record."""
     size = max(1, -(-len(losses) // points))
-    return [round(sum(p) / len(p), 5) for p in (losses[i : i + size] for i in range(0, len(losses), size))]
+    return [
+        round(sum(p) / len(p), 5)
+        for p in (losses[i : i + size] for i in range(0, len(losses), size))
+    ]
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:

@@ -61,7 +61,7 @@ class NoiseSchedule:
 
     @property
     def snr(self) -> Tensor:
-        """Shape (T+1,), float64; signal-to-noise ratio alpha_bar / (1 - alpha_bar); infinite at 0."""
+        """(T+1,) float64: signal power to noise power, alpha_bar / (1 - alpha_bar); inf at 0."""
         return self.alpha_bar / (1 - self.alpha_bar)
 
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ class NoiseSchedule:
             ValueError: a time lies outside 0..T.
         """
         t = t.cpu()
-        if t.numel() and not (0 <= int(t.min()) and int(t.max()) <= self.T):
+        if t.numel() and not (int(t.min()) >= 0 and int(t.max()) <= self.T):
             raise InputError(
                 f"times must lie in 0..{self.T}, got {int(t.min())}..{int(t.max())}; "
                 "use times of the same schedule"

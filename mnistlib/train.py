@@ -121,6 +121,8 @@ def fit(
     _check(config)
     if resume and state is None:
         raise InputError("resume needs the file that the state was saved to")
+    if not resume and state is not None and Path(state).exists():
+        raise InputError(f"{state} holds an earlier training; resume it or choose another folder")
     device = next(model.parameters()).device
     ema = Ema(model, config.ema)
     optimizer = torch.optim.AdamW(

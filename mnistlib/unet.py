@@ -63,7 +63,7 @@ class UNet(nn.Module):
     Ho et al. 2020 gave it.
     """
 
-    def __init__(self, config: UNetConfig = UNetConfig()):  # noqa: B008 (frozen, safe to share)
+    def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__()
         self.config = c = config
         time_dim = c.time_dim if c.time_input else None

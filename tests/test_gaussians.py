@@ -70,7 +70,6 @@ def test_mean_and_variance():
 
 def test_scaling():
     x = draws(2.0, 4.0, seed=0)
-    assert 0.6 * 2.0 == pytest.approx(1.2) and 0.6**2 * 4.0 == pytest.approx(1.44)
     assert np.mean(0.6 * x) == pytest.approx(1.2, abs=0.01)
     assert np.var(0.6 * x) == pytest.approx(1.44, abs=0.02)
     # change of variables: the density of a x + b at y is that of x at (y - b) / a, over |a|
@@ -86,7 +85,8 @@ def test_sum():
         convolved = average(normal(LINE, 1.0, 9.0), normal(total - LINE, -2.0, 16.0))
         assert convolved == pytest.approx(normal(total, -1.0, 25.0), rel=1e-10)
     assert np.std(draws(1.0, 9.0, 1) + draws(-2.0, 16.0, 2)) == pytest.approx(5.0, abs=0.03)
-    assert np.var(0.8 * draws(0.0, 1.0, 3) + 0.6 * draws(0.0, 1.0, 4)) == pytest.approx(1.0, abs=0.01)
+    blend = 0.8 * draws(0.0, 1.0, 3) + 0.6 * draws(0.0, 1.0, 4)
+    assert np.var(blend) == pytest.approx(1.0, abs=0.01)
     once = np.sqrt(0.9) * 0.3 + draws(0.0, 0.1, 5)
     twice = np.sqrt(0.8) * once + draws(0.0, 0.2, 6)
     assert np.mean(twice) == pytest.approx(np.sqrt(0.72) * 0.3, abs=0.005)
@@ -123,7 +123,9 @@ def posterior(m0, v0, a, s2, y):
     return v * (m0 / v0 + a * y / s2), v
 
 
-@pytest.mark.parametrize("m0, v0, a, s2, y", [(0, 1, 0.8, 0.36, 1), (1.5, 0.3, -2, 0.7, 0.4)])
+@pytest.mark.parametrize(
+    ("m0", "v0", "a", "s2", "y"), [(0, 1, 0.8, 0.36, 1), (1.5, 0.3, -2, 0.7, 0.4)]
+)
 def test_posterior(m0, v0, a, s2, y):
     joint = normal(LINE, m0, v0) * normal(y, a * LINE, s2)
     evidence = average(1.0, joint)
@@ -181,7 +183,17 @@ def test_score():
     assert uphill == pytest.approx(-2.5, abs=1e-6)
 
 
-MIXTURE = dict(weights=np.array([0.5, 0.5]), means=np.array([-1.0, 1.0]), variances=np.full(2, 0.25))
+MIXTURE = {
+    "weights": np.array([0.5, 0.5]),
+    "means": np.array([-1.0, 1.0]),
+    "variances": np.full(2, 0.25),
+}
+
+
+def after_noise(alpha, sigma):
+    """The components of alpha x + sigma eps, for x drawn from MIXTURE."""
+    variances = alpha**2 * MIXTURE["variances"] + sigma**2
+    return MIXTURE | {"means": alpha * MIXTURE["means"], "variances": variances}
 
 
 def mixture(x, weights, means, variances):
@@ -200,7 +212,7 @@ def test_mixture_score():
     # noise keeps a mixture a mixture: integrate the clean value out at several noisy ones
     alpha, sigma = 0.8, 0.6
     clean = sum(0.5 * normal(LINE, mean, 0.25) for mean in (-1.0, 1.0))
-    noisy = dict(MIXTURE, means=alpha * MIXTURE["means"], variances=alpha**2 * 0.25 + sigma**2)
+    noisy = after_noise(alpha, sigma)
     for x_t in (-2.0, 0.1, 0.9):
         integral = average(clean, normal(x_t, alpha * LINE, sigma**2))
         assert mixture(x_t, **noisy)[0] == pytest.approx(integral, rel=1e-10)
@@ -211,7 +223,7 @@ def test_tweedie():
     assert (1.0 + sigma**2 * -1.0) / alpha == pytest.approx(0.8, abs=1e-12)
     # and for clean data that is not a Gaussian
     clean = sum(0.5 * normal(LINE, mean, 0.25) for mean in (-1.0, 1.0))
-    noisy = dict(MIXTURE, means=alpha * MIXTURE["means"], variances=alpha**2 * 0.25 + sigma**2)
+    noisy = after_noise(alpha, sigma)
     for x_t in (-1.2, 0.0, 0.5):
         joint = clean * normal(x_t, alpha * LINE, sigma**2)
         expected = average(LINE, joint) / average(1.0, joint)

@@ -61,7 +61,8 @@ def test_three_ways_to_write_guidance():
 def test_diffusers_counts_from_the_first_noisy_image():
     diffusers = pytest.importorskip("diffusers")
     schedule = linear()
-    assert schedule.alpha_bar[0] == 1 and len(schedule.alpha_bar) == schedule.T + 1
+    assert schedule.alpha_bar[0] == 1
+    assert len(schedule.alpha_bar) == schedule.T + 1
     theirs = diffusers.DDIMScheduler(trained_betas=schedule.beta.numpy())
     np.testing.assert_allclose(theirs.alphas_cumprod, schedule.alpha_bar[1:], rtol=1e-4)
     assert theirs.final_alpha_cumprod == schedule.alpha_bar[0]

