@@ -32,7 +32,7 @@ test: lint  ## lint, then all tests and every chapter's stored numbers (minutes)
 lint: $(VENV)/.stamp  ## check style and spelling
 	$(RUN) ruff check $(CODE)
 	$(RUN) ruff format --check $(CODE)
-	$(VENV)/bin/codespell --skip '*/vendor/*,*.bib,*.svg,*.ipynb,*.pyc' README.md mnistlib tests scripts book notebooks
+	$(VENV)/bin/codespell README.md $(CODE) book
 
 notebooks: $(VENV)/.stamp  ## execute the chapters again: notebooks/src/*.md -> notebooks/*.ipynb
 	$(VENV)/bin/python scripts/notebooks.py
@@ -41,8 +41,8 @@ ablations: $(VENV)/.stamp  ## run the chapters' ablations again, resumable (abou
 	$(RUN) mnistlib.ablations
 
 train: $(VENV)/.stamp  ## train the shipped networks again, resumable (hours on a CPU)
-	$(RUN) mnistlib train digit_features --profile full --resume
-	$(RUN) mnistlib train ddpm --profile full --resume
+	$(RUN) mnistlib train digit_features --profile full $(if $(wildcard runs/digit_features/state.safetensors),--resume)
+	$(RUN) mnistlib train ddpm --profile full $(if $(wildcard runs/ddpm/state.safetensors),--resume)
 
 clean:  ## remove what was built, the environment too
 	rm -rf _build $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

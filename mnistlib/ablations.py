@@ -5,15 +5,19 @@ Each ablation is a set of variants, trained with three seeds each. Results are w
 NAME`` repeats one of them.
 """
 
+import base64
+import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -22,17 +26,17 @@ from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
 from mnistlib.objective import NoisyBatch, add_noise, to_eps
+from mnistlib.plots import png, sheet
 from mnistlib.recipes import DiffusionSettings, LabelledBatch
 from mnistlib.schedules import cosine
 from mnistlib.train import TrainConfig, fit
 from mnistlib.types import InputError
 from mnistlib.unet import UNetConfig
 
-__all__ = ["ABLATIONS", "read_record", "run"]
+__all__ = ["ABLATIONS", "decode_sheet", "read_record", "run"]
 
 _INSTALLED = Path(__file__).parent / "records"  # an installed package carries a copy of them
 RECORDS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "book" / "records"
-SEEDS = (0, 1, 2)
 
 _BASE = DiffusionSettings(
     model=UNetConfig(widths=(16, 32, 64), attention=(2,)),
@@ -122,9 +126,49 @@ def readable_run(_: None, seed: int) -> dict[str, Any]:
     return {"log_snr": LOG_SNR, "accuracy": found}
 
 
-ABLATIONS: dict[str, tuple[Callable[[Any, int], dict], dict[str, Any]]] = {
-    "noise_and_readability": (readable_run, {"classifier of noisy digits": None}),
-    "unet_parts": (
+def progress_run(step: int, seed: int) -> dict[str, Any]:
+    """One look back at the training of ``ddpm``: loss, distance, and 16 samples of the same noise.
+
+    The loss is that of ``diffusion_run``, on 2,000 of the digits it was trained on. It reads the
+    snapshots that ``python -m mnistlib train ddpm`` leaves in ``runs/ddpm``.
+    """
+    trained = recipes.load(Path("runs") / "ddpm" / f"step_{step:05d}.safetensors")
+    eye = recipes.train_or_load("digit_features", "read").model
+    samples = recipes.sample_in_batches(trained, 1000, 20, seed=seed)
+    return {
+        "step": step,
+        "images_seen": step * trained.settings.batch_size,
+        "loss": _eps_error(trained, holdout(mnist(source="full"))[1].images[:2000]),
+        "frechet": frechet_to((eye.reference_mean, eye.reference_cov), samples, eye),
+        "sheet": base64.b64encode(png(sheet(samples[:16], columns=8))).decode(),
+    }
+
+
+def decode_sheet(row: dict[str, Any]) -> torch.Tensor:
+    """The samples of a row of ``ddpm_progress`` as a sheet of pixels, uint8 (1, H, W)."""
+    picture = Image.open(io.BytesIO(base64.b64decode(row["sheet"])))
+    return torch.from_numpy(np.array(picture.convert("L")))[None]
+
+
+class Ablation(NamedTuple):
+    """What is varied and measured.
+
+    Attributes:
+        measure: (settings of a variant, seed) -> results.
+        variants: name -> settings.
+        seeds: how often each variant is repeated.
+    """
+
+    measure: Callable[[Any, int], dict[str, Any]]
+    variants: dict[str, Any]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+_DDPM = recipes.RECIPES["ddpm"].full
+
+ABLATIONS: dict[str, Ablation] = {
+    "noise_and_readability": Ablation(readable_run, {"classifier of noisy digits": None}),
+    "unet_parts": Ablation(
         diffusion_run,
         {
             "complete": _BASE,
@@ -133,7 +177,7 @@ ABLATIONS: dict[str, tuple[Callable[[Any, int], dict], dict[str, Any]]] = {
             "no attention": _unet(attention=()),
         },
     ),
-    "objective": (
+    "objective": Ablation(
         diffusion_run,
         {
             "v": _BASE,
@@ -141,6 +185,9 @@ ABLATIONS: dict[str, tuple[Callable[[Any, int], dict], dict[str, Any]]] = {
             "x0": replace(_BASE, predicts="x0"),
             "eps, bound's weight": replace(_BASE, predicts="eps", weighting="elbo"),
         },
+    ),
+    "ddpm_progress": Ablation(
+        progress_run, {f"step {n}": n for n in (*_DDPM.snapshots, _DDPM.train.steps)}, seeds=(0,)
     ),
 }
 
@@ -153,11 +200,11 @@ def run(name: str, records: Path = RECORDS) -> Iterator[dict[str, Any]]:
     """
     if name not in ABLATIONS:
         raise InputError(f"unknown ablation {name!r}; choose one of {', '.join(ABLATIONS)}")
-    measure, variants = ABLATIONS[name]
+    measure, variants, seeds = ABLATIONS[name]
     path = records / f"{name}.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     done = {(row["variant"], row["seed"]) for row in rows}
-    for seed in SEEDS:
+    for seed in seeds:
         for variant, settings in variants.items():
             if (variant, seed) in done:
                 continue
@@ -193,7 +240,7 @@ def read_record(name: str, records: Path = RECORDS) -> dict[str, Any]:
 def main(names: list[str]) -> None:
     """Run the ablations named, or all."""
     for name in names or ABLATIONS:
-        for row in tqdm(run(name), name, len(SEEDS) * len(ABLATIONS.get(name, ((), ()))[1])):
+        for row in tqdm(run(name), name):
             tqdm.write(f"{row['variant']}, seed {row['seed']}: {row['seconds']} s")
 
 

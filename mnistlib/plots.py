@@ -36,6 +36,7 @@ __all__ = [
     "SKY",
     "figure",
     "player",
+    "png",
     "sheet",
     "show_figure",
     "show_images",
@@ -115,7 +116,7 @@ def show_images(
     """
     paper = sheet(images, columns)
     style = f"width:{round(paper.shape[-1] * scale)}px;max-width:100%;image-rendering:pixelated"
-    return _html_figure(_png_of_pixels(paper), alt, caption, style)
+    return _html_figure(png(paper), alt, caption, style)
 
 
 def player(
@@ -145,7 +146,7 @@ def player(
         raise InputError(f"a player needs one label per frame, got {len(frames)} and {len(labels)}")
     figures = isinstance(frames[0], Figure)
     width = frames[0].get_figwidth() * 90 if figures else frames[0].shape[-1] * scale
-    data = [_uri(_png_of_figure(f) if figures else _png_of_pixels(_as_pixels(f))) for f in frames]
+    data = [_uri(_png_of_figure(f) if figures else png(_as_pixels(f))) for f in frames]
     name = "player-" + hashlib.sha256("".join([*data, *labels, alt]).encode()).hexdigest()[:12]
     return HTML(
         _PLAYER.format(
@@ -220,7 +221,8 @@ def _as_pixels(image: Tensor) -> Tensor:
     return image if image.dtype == torch.uint8 else to_uint8(image[None])[0]
 
 
-def _png_of_pixels(pixels: Tensor) -> bytes:
+def png(pixels: Tensor) -> bytes:
+    """Pixels (C, H, W) uint8, C 1 or 3, as the bytes of a PNG file."""
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())  # (H, W) or (H, W, 3)
     return _encode(Image.fromarray(array))
 

@@ -84,12 +84,12 @@ class DiffusionSettings:
         schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
         predicts, weighting: what the network answers and how its error counts.
         judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
-        snapshots: steps after which the averaged model is kept, to look back at the training.
+        snapshots: steps after which the averaged model is kept, besides the last.
     """
 
     model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
     train: TrainConfig = TrainConfig(
-        steps=10_000, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
+        steps=8_000, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
     )
     batch_size: int = 128
     schedule: str = "cosine"
@@ -361,18 +361,21 @@ def train(
     network = recipe.network(settings).to(pick_device(), memory_format=torch.channels_last)
     out = None if out is None else Path(out)
     state = None if out is None else out / "state.safetensors"
+    diffusion = isinstance(settings, DiffusionSettings)
+    milestones = {*settings.snapshots, settings.train.steps} if diffusion else set()
+    made_with = checkpoints.provenance()
     start, first, losses = time.monotonic(), None, []
     for step in fit(network, loss, batch_at, settings.train, state=state, resume=resume):
         first = first or step.step
         losses.append(step.loss)
-        if out is not None and step.step in getattr(settings, "snapshots", ()):
+        if out is not None and step.step in milestones:
             made_at = {"recipe": name, "step": step.step}
             path = out / f"step_{step.step:05d}.safetensors"
             checkpoints.save(path, step.ema, asdict(settings), made_at)
         yield step
     seconds = time.monotonic() - start
     model = checkpoints.round_to_half(step.ema)
-    record = checkpoints.provenance() | {
+    record = made_with | {
         "recipe": name,
         "profile": profile,
         "data": {"source": digits.source, "sha256": digits.sha256(), "digits": len(digits.labels)},

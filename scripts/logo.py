@@ -24,7 +24,7 @@ DIGIT = [  # a 5 on a grid of 14 x 14 pixels
 
 
 def pixels(rng):
-    """Yield (column, row, opacity); the share of noise falls from 1 at the left to 0 at the right."""
+    """Yield (column, row, opacity); noise fades from the left to the right."""
     for row, line in enumerate(DIGIT):
         for column, mark in enumerate(line):
             noise = max(0.0, 1 - column / 8)
@@ -43,7 +43,8 @@ def svg(seed=5):
     size = len(DIGIT) * CELL
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" '
-        f'role="img" aria-label="A digit that emerges from noise" fill="#3b82c4">\n{squares}\n</svg>\n'
+        f'role="img" aria-label="A digit that emerges from noise" fill="#3b82c4">\n'
+        f"{squares}\n</svg>\n"
     )
 
 

@@ -1,8 +1,8 @@
-"""Make the chapters' notebooks from their text: notebooks/src/NN_name.md -> notebooks/NN_name.ipynb.
+"""Make the chapters from their text: notebooks/src/NN_name.md -> notebooks/NN_name.ipynb.
 
-python scripts/notebooks.py                  convert and execute every chapter
-python scripts/notebooks.py 02_unet          only the named ones
-python scripts/notebooks.py --check          execute nothing; say which notebooks differ from their text
+python scripts/notebooks.py             convert and execute every chapter
+python scripts/notebooks.py 02_unet     only the named ones
+python scripts/notebooks.py --check     execute nothing; say which notebooks differ from their text
 
 The text rules. A notebook is converted afresh (nothing of an older one survives), executed in the
 `read` profile, stripped of what changes from run to run, and replaced in one step at the end.
@@ -50,7 +50,7 @@ def bare(notebook):
 
 
 def execute(notebook, profile, folder=FOLDER, timeout=600):
-    """Run a notebook in its folder, in place; raise CellExecutionError at the first cell that fails.
+    """Run a notebook in place; raise CellExecutionError at the first cell that fails.
 
     The chapters compute with the 5,000 embedded digits only, so $MNISTLIB_DATA is not passed on.
     """
@@ -85,7 +85,7 @@ def store(notebook, path):
 
 
 def in_step(name, folder=FOLDER):
-    """Whether the stored notebook is what its text converts to (sources, tags, nbgrader metadata)."""
+    """Whether the stored notebook is what its text converts to: sources, tags, nbgrader."""
     path = folder / f"{name}.ipynb"
     return path.exists() and bare(nbformat.read(path, as_version=4)) == convert(name, folder)
 

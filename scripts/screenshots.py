@@ -91,7 +91,7 @@ def photograph(built, out, width):
                 page = new_page(browser, theme, viewport=viewport)
                 visit(page, f"{address}/{name}")
                 file = out / f"{name.removesuffix('.html').replace('/', '-')}.{theme}.png"
-                page.screenshot(path=file, full_page=True)
+                page.screenshot(path=file, full_page=True, animations="disabled")
                 print(file)
                 page.context.close()
 

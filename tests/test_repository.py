@@ -80,4 +80,4 @@ def test_workflows_only_call_make():
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
         commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
-        assert commands and set(commands) <= {"make book", "make test"}, path.name
+        assert set(commands) in ({"make book"}, {"make test"}), path.name

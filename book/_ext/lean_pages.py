@@ -7,7 +7,7 @@ outside. Both scripts and the style sheet are taken off each page here.
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
-    """Remove Thebe's files from the lists of one page, in place: other code holds the same lists."""
+    """Remove Thebe's files from the lists of one page, in place: others hold the same lists."""
     for name in ("script_files", "css_files"):
         files = context.get(name, [])
         files[:] = [file for file in files if not mentions_thebe(file)]
