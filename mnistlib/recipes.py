@@ -332,7 +332,10 @@ def load(path: str | Path) -> Trained:
         _check_manifest(path)
     checkpoint = checkpoints.load(path)
     recipe = _recipe(checkpoint.record["recipe"])
-    settings = _from_dict(type(recipe.full), checkpoint.settings)
+    try:
+        settings = _from_dict(type(recipe.full), checkpoint.settings)
+    except KeyError as e:
+        raise InputError(f"{path} lacks the setting {e}: an older version wrote it") from e
     return Trained(checkpoint.model, settings, checkpoint.record)
 
 
