@@ -40,10 +40,10 @@ RECORDS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / 
 
 _BASE = DiffusionSettings(
     model=UNetConfig(widths=(16, 32, 64), attention=(2,)),
-    train=TrainConfig(steps=400, lr=3e-3, warmup=40, ema=0.98),
-    batch_size=64,
-    judged=1000,
-    judge_steps=20,
+    train=TrainConfig(steps=300, lr=3e-3, warmup=30, ema=0.98),
+    batch_size=48,
+    judged=400,
+    judge_steps=15,
 )
 
 
@@ -54,7 +54,7 @@ def _unet(**changes: Any) -> DiffusionSettings:
 def diffusion_run(settings: DiffusionSettings, seed: int) -> dict[str, float]:
     """Train briefly; measure held-out loss and samples, of the averaged and of the last weights.
 
-    The loss is always the mean squared error of eps, whatever the network predicts, over 2,000
+    The loss is always the mean squared error of eps, whatever the network predicts, over 1,000
     digits that were held out of the 60,000.
     """
     settings = replace(settings, train=replace(settings.train, seed=seed))
@@ -70,7 +70,7 @@ def diffusion_run(settings: DiffusionSettings, seed: int) -> dict[str, float]:
     for name, model in [("ema", step.ema), ("last", step.model.eval())]:
         trained = recipes.Trained(model, settings, {})
         samples = recipes.sample_in_batches(trained, settings.judged, settings.judge_steps, seed=99)
-        result[f"loss_{name}"] = _eps_error(trained, unseen.images[:2000])
+        result[f"loss_{name}"] = _eps_error(trained, unseen.images[:1000])
         result[f"frechet_{name}"] = frechet_to(reference, samples, eye)
     return result
 
@@ -129,16 +129,16 @@ def readable_run(_: None, seed: int) -> dict[str, Any]:
 def progress_run(step: int, seed: int) -> dict[str, Any]:
     """One look back at the training of ``ddpm``: loss, distance, and 16 samples of the same noise.
 
-    The loss is that of ``diffusion_run``, on 2,000 of the digits it was trained on. It reads the
+    The loss is that of ``diffusion_run``, on 1,000 of the digits it was trained on. It reads the
     snapshots that ``python -m mnistlib train ddpm`` leaves in ``runs/ddpm``.
     """
     trained = recipes.load(Path("runs") / "ddpm" / f"step_{step:05d}.safetensors")
     eye = recipes.train_or_load("digit_features", "read").model
-    samples = recipes.sample_in_batches(trained, 1000, 20, seed=seed)
+    samples = recipes.sample_in_batches(trained, 500, 20, seed=seed)
     return {
         "step": step,
         "images_seen": step * trained.settings.batch_size,
-        "loss": _eps_error(trained, holdout(mnist(source="full"))[1].images[:2000]),
+        "loss": _eps_error(trained, holdout(mnist(source="full"))[1].images[:1000]),
         "frechet": frechet_to((eye.reference_mean, eye.reference_cov), samples, eye),
         "sheet": base64.b64encode(png(sheet(samples[:16], columns=8))).decode(),
     }

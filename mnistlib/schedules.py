@@ -61,7 +61,7 @@ class NoiseSchedule:
 
     @property
     def snr(self) -> Tensor:
-        """(T+1,) float64: signal power to noise power, alpha_bar / (1 - alpha_bar); inf at 0."""
+        """Shape (T+1,), float64; signal power over noise, alpha_bar / (1 - alpha_bar); inf at 0."""
         return self.alpha_bar / (1 - self.alpha_bar)
 
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
