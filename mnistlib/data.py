@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -170,7 +171,12 @@ def batch_indices(n: int, batch_size: int) -> Callable[[int, int], Tensor]:
     """A pure function (seed, step) -> (batch_size,) indices that visits all n once per epoch.
 
     Because it has no state, a resumed training sees the same batches as an uninterrupted one.
+
+    Raises:
+        InputError: there is nothing to choose from, or the batches are empty.
     """
+    if n < 1 or batch_size < 1:
+        raise InputError(f"need at least 1 item and a batch_size of 1, got {n} and {batch_size}")
 
     @lru_cache(maxsize=2)
     def order(seed: int, epoch: int) -> Tensor:
@@ -198,16 +204,17 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """Write to a temporary neighbour, then rename: readers see the old file or the whole new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        try:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        except BaseException:
-            os.unlink(f.name)
-            raise
-    os.chmod(f.name, 0o644)  # temporary files are private by default
-    os.replace(f.name, path)
+        os.chmod(temporary, 0o644)  # temporary files are private by default
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def read_pngs(folder: str | Path, limit: int | None = None) -> Tensor:
@@ -249,19 +256,19 @@ def _download(cache: Path) -> bool:
 
     from torchvision import datasets
 
-    cache.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        try:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
             socket.setdefaulttimeout(10)
             with contextlib.redirect_stdout(io.StringIO()):
                 datasets.MNIST(scratch, download=True)
-        except (OSError, RuntimeError) as e:
-            log.info("MNIST could not be downloaded: %s", e)
-            return False
-        finally:
-            socket.setdefaulttimeout(before)
-        os.replace(Path(scratch) / "MNIST", cache / "MNIST")
+            os.replace(Path(scratch) / "MNIST", cache / "MNIST")
+    except (OSError, RuntimeError) as e:
+        log.info("MNIST could not be downloaded: %s", e)
+        return False
+    finally:
+        socket.setdefaulttimeout(before)
     return True
 
 
@@ -290,8 +297,9 @@ def _idx_array(path: Path, magic: int) -> np.ndarray:
     if len(data) < 4 or found != magic:
         raise InputError(f"{path} starts with the number {found}, expected {magic}; replace it")
     ndim = magic % 256
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * ndim], ">u4")) if len(data) >= 16 else ()
-    expected = 4 + 4 * ndim + int(np.prod(shape, dtype=np.int64))
+    header = data[4 : 4 + 4 * ndim]
+    shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4))
+    expected = 4 + 4 * ndim + math.prod(shape)
     if len(shape) != ndim or len(data) != expected:
         raise InputError(
             f"{path} has {len(data)} bytes where its header promises {expected}; "

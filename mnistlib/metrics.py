@@ -10,15 +10,29 @@ from torch import Tensor, nn
 
 from mnistlib.types import InputError
 
-__all__ = ["accuracy", "apply_in_batches", "feature_statistics", "frechet_distance", "frechet_to"]
+__all__ = [
+    "accuracy",
+    "feature_statistics",
+    "features_of",
+    "frechet_distance",
+    "frechet_to",
+    "in_batches",
+]
 
 Statistics = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def apply_in_batches(f: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor:
-    """``f`` of all of x, computed a batch at a time, on the CPU."""
-    return torch.cat([f(part).float().cpu() for part in x.split(batch_size)])
+def in_batches(
+    f: Callable[[Tensor], Tensor], x: Tensor, device: torch.device | str = "cpu", size: int = 500
+) -> Tensor:
+    """``f`` of all of x, computed ``size`` at a time on ``device``; the result is on the CPU."""
+    return torch.cat([f(part.to(device)).float().cpu() for part in x.split(size)])
+
+
+def features_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Features (N, D) of images (N, 1, 32, 32) in [-1, 1], on the CPU."""
+    return in_batches(network.features, images, next(network.parameters()).device)
 
 
 def feature_statistics(features: Tensor) -> Statistics:
@@ -57,13 +71,12 @@ def frechet_to(reference: Statistics, images: Tensor, network: nn.Module) -> flo
 
     ``network.features`` says what is compared; the reference must come from the same network.
     """
-    return frechet_distance(
-        reference, feature_statistics(apply_in_batches(network.features, images))
-    )
+    return frechet_distance(reference, feature_statistics(features_of(network, images)))
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images (N, 1, 32, 32) whose highest score is that of their label (N,)."""
     if len(images) != len(labels) or not len(labels):
         raise InputError(f"got {len(images)} images and {len(labels)} labels; give as many of each")
-    return float((apply_in_batches(network, images).argmax(1) == labels.cpu()).float().mean())
+    scores = in_batches(network, images, next(network.parameters()).device)
+    return float((scores.argmax(1) == labels.cpu()).double().mean())

@@ -160,7 +160,7 @@ def player(
             label=escape(labels[start]),
             caption=f"<figcaption>{caption}</figcaption>" if caption else "",
             frames=json.dumps(data),
-            labels=json.dumps(list(labels)),
+            labels=json.dumps(list(labels)).replace("</", "<\\/"),  # would end the script
             pause=round(1000 / fps),
         )
     )

@@ -4,16 +4,14 @@
 seconds, ``read`` loads the shipped weights, ``full`` trains completely and can be resumed.
 """
 
-import dataclasses
 import difflib
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +27,11 @@ from mnistlib.data import (
     named_root,
     to_images,
 )
-from mnistlib.metrics import accuracy, apply_in_batches, feature_statistics, frechet_to
+from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
 from mnistlib.objective import NoisyBatch, Predicts, Weighting, as_eps, diffusion_loss
 from mnistlib.samplers import ddim, draw_noise
 from mnistlib.schedules import NoiseSchedule, make_schedule, uniform_times
+from mnistlib.settings import from_dict, override
 from mnistlib.train import TrainConfig, TrainStep, fit, pick_device
 from mnistlib.types import Denoiser, InputError
 from mnistlib.unet import UNet, UNetConfig
@@ -45,7 +44,6 @@ __all__ = [
     "Trained",
     "choose_profile",
     "load",
-    "override",
     "sample",
     "sample_in_batches",
     "settings_of",
@@ -54,7 +52,6 @@ __all__ = [
     "train_or_load",
 ]
 
-log = logging.getLogger(__name__)
 
 PROFILES = ("smoke", "read", "full")
 WEIGHTS = Path(__file__).parent / "weights"
@@ -185,8 +182,7 @@ def _judge_features(trained: Trained, digits: Digits, test: Digits | None) -> di
     """Measure the reference statistics, then the accuracy and the floor of real test digits."""
     network = trained.model
     known = digits.images[: trained.settings.judged]
-    features = apply_in_batches(lambda raw: network.features(to_images(raw)), known)
-    mean, cov = feature_statistics(features)
+    mean, cov = feature_statistics(features_of(network, to_images(known)))
     network.reference_mean.copy_(mean)
     network.reference_cov.copy_(cov)
     metrics: dict[str, Any] = {"reference_digits": len(known)}
@@ -333,7 +329,7 @@ def load(path: str | Path) -> Trained:
     checkpoint = checkpoints.load(path)
     recipe = _recipe(checkpoint.record["recipe"])
     try:
-        settings = _from_dict(type(recipe.full), checkpoint.settings)
+        settings = from_dict(type(recipe.full), checkpoint.settings)
     except KeyError as e:
         raise InputError(f"{path} lacks the setting {e}: an older version wrote it") from e
     return Trained(checkpoint.model, settings, checkpoint.record)
@@ -402,57 +398,6 @@ def shipped_path(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
 
 
-def override(settings: Any, changes: dict[str, str]) -> Any:
-    """Settings with some fields, named by their last word (``lr``, ``widths``), set from text.
-
-    Raises:
-        InputError: unknown field, or text that is not of the field's type.
-    """
-    where = _fields(settings)
-    by_group: dict[str | None, dict[str, Any]] = {}
-    for key, text in changes.items():
-        if key not in where:
-            near = difflib.get_close_matches(key, where, n=3) or sorted(where)
-            raise InputError(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
-        holder = settings if where[key] is None else getattr(settings, where[key])
-        by_group.setdefault(where[key], {})[key] = _parse(key, text, holder)
-    for group, values in by_group.items():  # all at once: a model's settings depend on each other
-        if group is not None:
-            values = {group: replace(getattr(settings, group), **values)}
-        settings = replace(settings, **values)
-    return settings
-
-
-def _fields(settings: Any) -> dict[str, str | None]:
-    """Each field of the settings and of the dataclasses in it -> the dataclass it stands in."""
-    found: dict[str, str | None] = {}
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if dataclasses.is_dataclass(value):
-            found |= {g.name: f.name for g in dataclasses.fields(value)}
-        else:
-            found[f.name] = None
-    return found
-
-
-def _parse(key: str, text: str, holder: Any) -> Any:
-    """Text -> a value of the type that the field ``key`` of ``holder`` has now."""
-    old = getattr(holder, key)
-    try:
-        if isinstance(old, bool):
-            return {"true": True, "false": False}[text.lower()]
-        if isinstance(old, tuple):
-            return tuple(int(part) for part in text.split(",") if part)
-        value = type(old)(text)
-    except (ValueError, KeyError) as e:
-        kind = "a list such as 16,32" if isinstance(old, tuple) else f"a {type(old).__name__}"
-        raise InputError(f"{key}={text!r} cannot be used; give {kind}") from e
-    choices = get_args(type(holder).__annotations__[key])
-    if choices and value not in choices:
-        raise InputError(f"{key}={text!r} is unknown; choose one of {', '.join(choices)}")
-    return value
-
-
 def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
@@ -482,17 +427,6 @@ def _thin(losses: list[float], points: int = 200) -> list[float]:
         round(sum(p) / len(p), 5)
         for p in (losses[i : i + size] for i in range(0, len(losses), size))
     ]
-
-
-def _from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Rebuild nested settings from the JSON of a checkpoint."""
-    made = {}
-    for f in dataclasses.fields(cls):
-        value = values[f.name]
-        if dataclasses.is_dataclass(f.type):
-            value = _from_dict(f.type, value)
-        made[f.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**made)
 
 
 def _check_manifest(path: Path) -> None:

@@ -112,11 +112,12 @@ def fit(
         state: file that the whole state of training is saved to, atomically, every
             ``checkpoint_every`` steps and at the end.
         resume: go on from ``state``. The weights then equal those of an uninterrupted run, bit
-            for bit on the same machine, versions and thread count.
+            for bit on the same machine, versions and thread count. A run that had finished
+            yields its last step again.
 
     Raises:
         InputError: the settings cannot be used, there is nothing to resume from or it belongs to
-            another configuration, or the loss is not finite.
+            another configuration, or the loss or its gradient is not finite.
     """
     _check(config)
     if resume and state is None:
@@ -128,25 +129,29 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    first = 1 + (_load_state(state, model, ema, optimizer, config) if resume else 0)
+    saved = _load_state(state, model, ema, optimizer, config) if resume else {"step": 0}
     model.train()
-    for step in range(first, config.steps + 1):
+    if saved["step"] == config.steps:
+        lr = learning_rate(config.steps, config)
+        yield TrainStep(config.steps, saved["loss"], lr, saved["grad_norm"], model, ema.model)
+    for step in range(saved["step"] + 1, config.steps + 1):
         batch = batch_at(config.seed, step - 1)
-        batch = type(batch)(*(t.to(device, non_blocking=True) for t in batch))
+        batch = _moved(batch, device)
         lr = learning_rate(step, config)
         optimizer.param_groups[0]["lr"] = lr
         with _seeded(config.seed, step, device), _autocast(device, config.precision):
             loss = loss_fn(model, batch)
-        if not torch.isfinite(loss):
-            raise InputError(_why_not_finite(step, batch, state))
         optimizer.zero_grad()
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        if not torch.isfinite(loss + grad_norm):
+            raise InputError(_why_not_finite(step, batch, state))
         optimizer.step()
         ema.update(model, step)
+        done = TrainStep(step, loss.item(), lr, grad_norm.item(), model, ema.model)
         if state is not None and (step % config.checkpoint_every == 0 or step == config.steps):
-            _save_state(state, step, model, ema, optimizer, config)
-        yield TrainStep(step, loss.item(), lr, grad_norm.item(), model, ema.model)
+            _save_state(state, done, optimizer, config)
+        yield done
 
 
 def pick_device() -> torch.device:
@@ -155,15 +160,24 @@ def pick_device() -> torch.device:
 
 
 def _check(config: TrainConfig) -> None:
-    if config.steps < 1 or config.lr <= 0 or config.clip <= 0 or not 0 <= config.ema < 1:
+    for name in ("steps", "lr", "clip", "checkpoint_every"):
+        if not getattr(config, name) > 0:  # catches nan as well
+            raise InputError(f"{name} must be positive, got {getattr(config, name)}")
+    if not (config.weight_decay >= 0 and 0 <= config.ema < 1):
         raise InputError(
-            f"steps, lr and clip must be positive and ema in [0, 1), got steps={config.steps}, "
-            f"lr={config.lr}, clip={config.clip}, ema={config.ema}"
+            f"weight_decay must not be negative and ema must lie in [0, 1), "
+            f"got {config.weight_decay} and {config.ema}"
         )
     if config.decay not in ("constant", "cosine"):
         raise InputError(f"unknown decay {config.decay!r}; choose constant or cosine")
     if config.precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"unknown precision {config.precision!r}; choose auto, fp32 or bf16")
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; a named tuple stays one."""
+    tensors = [t.to(device, non_blocking=True) for t in batch]
+    return type(batch)._make(tensors) if hasattr(batch, "_make") else tuple(tensors)
 
 
 def _autocast(device: torch.device, precision: str):
@@ -191,23 +205,27 @@ def _why_not_finite(step: int, batch: Batch, state: str | Path | None) -> str:
     saved = f"; the last saved state is in {state}" if state and Path(state).is_file() else ""
     if not all(torch.isfinite(t).all() for t in batch):
         return f"the batch of step {step} holds values that are not finite; mend the data{saved}"
-    return f"the loss of step {step} is not finite; lower lr or use precision=fp32{saved}"
+    return (
+        f"the loss of step {step} or its gradient is not finite; "
+        f"lower lr or use precision=fp32{saved}"
+    )
 
 
 # ---- the saved state -----------------------------------------------------------------------
 
 
-def _save_state(path, step, model, ema, optimizer, config) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.model.state_dict().items()}
+def _save_state(path, done: TrainStep, optimizer, config) -> None:
+    tensors = {f"model.{k}": v for k, v in done.model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in done.ema.state_dict().items()}
     for i, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_tensors(path, tensors, {"step": step, "train": asdict(config)})
+    numbers = {"step": done.step, "loss": done.loss, "grad_norm": done.grad_norm}
+    write_tensors(path, tensors, numbers | {"train": asdict(config)})
 
 
-def _load_state(path, model, ema, optimizer, config) -> int:
-    """Put everything back in place; returns the number of steps already done."""
+def _load_state(path, model, ema, optimizer, config) -> dict[str, Any]:
+    """Put everything back in place; returns the numbers of the last step that was done."""
     tensors, meta = read_tensors(path)
     _check_same_run(path, meta, asdict(config))
 
@@ -225,7 +243,7 @@ def _load_state(path, model, ema, optimizer, config) -> int:
         i, slot = name.split(".")
         saved["state"].setdefault(int(i), {})[slot] = value
     optimizer.load_state_dict(saved)
-    return meta["step"]
+    return meta
 
 
 def _check_same_run(path, meta: dict, wanted: dict) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts import results
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 ADDRESS = CONFIG["repository"]["url"]
@@ -81,3 +83,8 @@ def test_workflows_only_call_make():
         jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
         commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
         assert set(commands) in ({"make book"}, {"make test"}), path.name
+
+
+def test_readme_prints_what_the_weights_record():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results.renewed(text) == text, "run `python scripts/results.py`"

@@ -1,0 +1,72 @@
+"""Settings are nested frozen dataclasses: changed from text here, and read back from JSON."""
+
+import dataclasses
+import difflib
+from dataclasses import replace
+from typing import Any, get_args
+
+from mnistlib.types import InputError
+
+__all__ = ["from_dict", "override"]
+
+
+def override(settings: Any, changes: dict[str, str]) -> Any:
+    """Settings with some fields, named by their last word (``lr``, ``widths``), set from text.
+
+    Raises:
+        InputError: unknown field, or text that is not of the field's type.
+    """
+    where = _fields(settings)
+    by_group: dict[str | None, dict[str, Any]] = {}
+    for key, text in changes.items():
+        if key not in where:
+            near = difflib.get_close_matches(key, where, n=3) or sorted(where)
+            raise InputError(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
+        holder = settings if where[key] is None else getattr(settings, where[key])
+        by_group.setdefault(where[key], {})[key] = _parse(key, text, holder)
+    for group, values in by_group.items():  # all at once: a model's settings depend on each other
+        if group is not None:
+            values = {group: replace(getattr(settings, group), **values)}
+        settings = replace(settings, **values)
+    return settings
+
+
+def _fields(settings: Any) -> dict[str, str | None]:
+    """Each field of the settings and of the dataclasses in it -> the dataclass it stands in."""
+    found: dict[str, str | None] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= {g.name: f.name for g in dataclasses.fields(value)}
+        else:
+            found[f.name] = None
+    return found
+
+
+def _parse(key: str, text: str, holder: Any) -> Any:
+    """Text -> a value of the type that the field ``key`` of ``holder`` has now."""
+    old = getattr(holder, key)
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(old, tuple):
+            return tuple(int(part) for part in text.split(",") if part)
+        value = type(old)(text)
+    except (ValueError, KeyError) as e:
+        kind = "a list such as 16,32" if isinstance(old, tuple) else f"a {type(old).__name__}"
+        raise InputError(f"{key}={text!r} cannot be used; give {kind}") from e
+    choices = get_args(type(holder).__annotations__[key])
+    if choices and value not in choices:
+        raise InputError(f"{key}={text!r} is unknown; choose one of {', '.join(choices)}")
+    return value
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild nested settings from the JSON of a checkpoint."""
+    made = {}
+    for f in dataclasses.fields(cls):
+        value = values[f.name]
+        if dataclasses.is_dataclass(f.type):
+            value = from_dict(f.type, value)
+        made[f.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)

@@ -1,0 +1,72 @@
+"""Write the table of measured results into the README, from the records inside the weights.
+
+python scripts/results.py
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mnistlib.data import write_atomically
+from mnistlib.recipes import train_or_load
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+
+
+def gigaflop(trained):
+    """Return the cost of one forward pass of one image, in units of 10^9 operations."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trained.model(torch.zeros(1, 1, 32, 32), torch.ones(1, dtype=torch.int64))
+    return counter.get_total_flops() / 1e9
+
+
+def table():
+    """Return the results as Markdown."""
+    eye, ddpm = (train_or_load(name, "read") for name in ("digit_features", "ddpm"))
+    e, d = eye.record["metrics"], ddpm.record["metrics"]
+    size = (
+        f"{ddpm.record['parameters'] / 1e6:.1f} million weights, {gigaflop(ddpm):.2f} GFLOP a call"
+    )
+    rows = [
+        ("network", "training", "result"),
+        ("---", "---", "---"),
+        (
+            "`digit_features`: reads digits; its features are the yardstick",
+            training(eye),
+            f"{e['test_accuracy']:.2%} of the {e['floor_digits']:,} test digits right",
+        ),
+        (
+            f"`ddpm`: draws digits; {size}",
+            training(ddpm),
+            f"Frechet distance of {d['samples']:,} samples ({d['sampler']}) to the 60,000 "
+            f"training digits: **{d['times_floor']:.1f} times the real floor**",
+        ),
+    ]
+    return (
+        "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        + f"""
+
+The real floor is the distance of the {e["floor_digits"]:,} real test digits to the 60,000; on these
+features it is {e["floor"]:.4f}. The records of the ablations, with the command that repeats each,
+are in [book/records](book/records).
+"""
+    )
+
+
+def training(trained):
+    """Return how long a training took, and on what."""
+    r = trained.record
+    device = f"{r['threads']} threads of a CPU" if r["device"] == "cpu" else r["device"]
+    return f"{r['images_seen']:,} images in {r['seconds'] / 60:.0f} minutes on {device}"
+
+
+def renewed(text):
+    """Return a README with its block of results made anew."""
+    return BLOCK.sub(lambda _: table(), text)
+
+
+if __name__ == "__main__":
+    write_atomically(README, renewed(README.read_text(encoding="utf-8")).encode())
