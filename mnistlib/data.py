@@ -231,7 +231,8 @@ def read_pngs(folder: str | Path, limit: int | None = None) -> Tensor:
     pictures = []
     for path in sorted(folder.glob("*.png"))[:limit]:
         try:
-            pictures.append(np.asarray(Image.open(path).convert("L")))
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("L")))
         except (UnidentifiedImageError, OSError) as e:
             raise InputError(f"{path} is not a readable PNG; remove or replace it") from e
     if not pictures:

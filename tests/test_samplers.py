@@ -128,7 +128,7 @@ def test_posterior_equals_gaussian_conditioning(schedule, t, s):
     step = next(ddpm(lambda x, time: eps, schedule, x_t, times, generator=seeded(3)))
     mean, variance = posterior(a, t, s, x_0.numpy(), x_t.numpy())
     z = torch.randn(*x_t.shape, generator=seeded(3)).double().numpy()
-    assert_close(step.x_t, mean + np.sqrt(max(variance, 0)) * z, 1e-10 if s else 1e-7)
+    assert_close(step.x_t, mean + np.sqrt(max(variance, 0)) * z, 1e-11)
 
 
 # ---- a Gaussian, step by step --------------------------------------------------------------

@@ -1,0 +1,89 @@
+"""Small things to test with: MNIST folders of made digits, a network and a training of a second.
+
+Run as a program, it trains that network with its state in the file named, resuming what is there;
+the tests of ``fit`` kill it.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
+from mnistlib.data import batch_indices, generator_for
+from mnistlib.recipes import LabelledBatch
+from mnistlib.train import TrainConfig, fit
+
+CONFIG = TrainConfig(steps=150, lr=1e-2, warmup=10, ema=0.9, checkpoint_every=7, seed=3)
+
+
+def idx(array):
+    """Return an array of bytes as an idx file, written from the format's description."""
+    header = [0, 0, 8, array.ndim, *b"".join(n.to_bytes(4, "big") for n in array.shape)]
+    return bytes(header) + array.astype(np.uint8).tobytes()
+
+
+def made_digits(n, seed=0):
+    """Return n images (n, 28, 28) of noise and their labels (n,)."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 28, 28)), np.arange(n) % 10
+
+
+def write_mnist(root, n_train=100, n_test=20):
+    """Write made digits in torchvision's layout and return the root."""
+    raw = Path(root) / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, n in [("train", n_train), ("t10k", n_test)]:
+        images, labels = made_digits(n, seed=n)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return Path(root)
+
+
+def network(seed=0, dropout=0.3):
+    """Return a fresh small network with dropout."""
+    torch.manual_seed(seed)
+    return DigitFeatures(DigitFeaturesConfig(widths=(4, 8), dropout=dropout))
+
+
+def cross_entropy(model, batch):
+    """Return the loss of a labelled batch."""
+    return F.cross_entropy(model(batch.images).float(), batch.labels)
+
+
+def batch_at(seed, step):
+    """Return 4 noisy images of 8x8 and labels; the same labels come round once per epoch."""
+    labels = batch_indices(10, 4)(seed, step)
+    noise = torch.randn(4, 1, 8, 8, generator=generator_for(seed, step))
+    return LabelledBatch(noise + labels.view(-1, 1, 1, 1) / 5, labels)
+
+
+def trained(config=CONFIG, **kwargs):
+    """Train to the end and return the last step."""
+    *_, last = fit(network(), cross_entropy, batch_at, config, **kwargs)
+    return last
+
+
+def weights(step):
+    """Return the weights of a step and their average as one dictionary of copies."""
+    both = [("model", step.model), ("ema", step.ema)]
+    return {f"{k}.{name}": v.clone() for k, m in both for name, v in m.state_dict().items()}
+
+
+def same(a, b):
+    """Are two dictionaries of tensors identical, bit for bit, NaN included?"""
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype
+        and a[k].shape == b[k].shape
+        and a[k].numpy().tobytes() == b[k].numpy().tobytes()
+        for k in a
+    )
+
+
+if __name__ == "__main__":
+    state = Path(sys.argv[1])
+    run = fit(network(), cross_entropy, batch_at, CONFIG, state=state, resume=state.exists())
+    for step in run:
+        print(step.step, flush=True)
