@@ -142,7 +142,7 @@ def player(
     Raises:
         InputError: no frame, or not one label per frame.
     """
-    if not frames or len(frames) != len(labels):
+    if len(frames) == 0 or len(frames) != len(labels):
         raise InputError(f"a player needs one label per frame, got {len(frames)} and {len(labels)}")
     figures = isinstance(frames[0], Figure)
     width = frames[0].get_figwidth() * 90 if figures else frames[0].shape[-1] * scale

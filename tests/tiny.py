@@ -4,6 +4,7 @@ Run as a program, it trains that network with its state in the file named, resum
 the tests of ``fit`` kill it.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def write_mnist(root, n_train=100, n_test=20):
         (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(images))
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels))
     return Path(root)
+
+
+def write_manifest(folder):
+    """Write the SHA-256 sums of a folder of weights."""
+    files = sorted(folder.glob("*.safetensors"))
+    sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def network(seed=0, dropout=0.3):

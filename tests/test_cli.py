@@ -1,0 +1,327 @@
+"""The command line: what it makes, and that each refusal is one line with exit status 2."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+import tiny
+import torch
+
+from mnistlib import checkpoints, cli, data, recipes
+from mnistlib.data import read_pngs, to_uint8
+
+SMOKE = ("--profile", "smoke")
+QUICK = ("--set", "steps=3", "--set", "batch_size=4", "--set", "judged=4", "--set", "judge_steps=2")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Train both recipes in their smoke profile; return a folder laid out like the shipped one."""
+    folder, digits = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
+        patch.setattr(recipes, "WEIGHTS", folder)
+        for name in ("digit_features", "ddpm"):
+            trained = recipes.train_or_load(name, "smoke")
+            path = folder / f"{name}.safetensors"
+            checkpoints.save(path, trained.model, asdict(trained.settings), trained.record)
+            tiny.write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def world(weights, tmp_path, monkeypatch):
+    """Stand in an empty folder, with made digits and a copy of their weights."""
+    monkeypatch.setattr(recipes, "WEIGHTS", shutil.copytree(weights, tmp_path / "weights"))
+    monkeypatch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(tmp_path / "digits")))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def command(world, monkeypatch, capsys):
+    """Return a function that runs a command and returns (exit status, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["mnistlib", *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def done(command):
+    """Return a function that runs a command with --json, which must succeed, and its result."""
+
+    def run(*args):
+        status, out, err = command(*args, "--json")
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def refused(command, world):
+    """Return a function that runs a command, which must be refused, and returns the reason."""
+
+    def run(*args):
+        before = {path: path.read_bytes() for path in world.rglob("*") if path.is_file()}
+        status, out, err = command(*args)
+        assert status == 2
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert {p: p.read_bytes() for p in world.rglob("*") if p.is_file()} == before
+        return err
+
+    return run
+
+
+def flip(path, position=-1):
+    """Flip a bit of a byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+# ---- train ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("ddmp", *SMOKE), "unknown recipe 'ddmp'; did you mean ddpm?"),
+        (("ddpm", "--profile", "smok"), "unknown profile 'smok'; choose one of smoke, read, full"),
+        (("ddpm", "--profile", "read"), "train with smoke or full"),
+        (("ddpm", *SMOKE, "--set", "stepz=3"), "unknown setting 'stepz'; did you mean steps"),
+        (("ddpm", *SMOKE, "--set", "steps"), "--set takes KEY=VALUE, got 'steps'"),
+        (("ddpm", *SMOKE, "--set", "steps=many"), "steps='many' cannot be used"),
+        (("ddpm", *SMOKE, "--set", "steps=0"), "steps must be positive"),
+        (("ddpm", *SMOKE, "--set", "batch_size=0"), "batch_size"),
+        (("ddpm", *SMOKE, "--set", "predicts=noise"), "choose one of eps, x0, v"),
+        (("ddpm", *SMOKE, "--resume"), "does not exist"),
+    ],
+)
+def test_train_refuses(refused, args, reason):
+    assert reason in refused("train", *args)
+
+
+def test_train_makes_a_checkpoint_and_does_not_overwrite_it(done, refused, world):
+    result = done("train", "ddpm", *SMOKE, *QUICK, "--out", "mine")
+    trained = recipes.load(world / "mine" / "ddpm.safetensors")
+    assert result == {"file": "mine/ddpm.safetensors"} | trained.record["metrics"]
+    assert (trained.settings.train.steps, trained.settings.batch_size) == (3, 4)
+    reason = "mine already holds a finished ddpm; choose another --out"
+    assert reason in refused("train", "ddpm", *SMOKE, *QUICK, "--out", "mine")
+    assert reason in refused("train", "ddpm", *SMOKE, *QUICK, "--out", "mine", "--resume")
+
+
+def test_train_writes_to_a_folder_of_its_own(done, world):
+    done("train", "digit_features", *SMOKE, *QUICK[:6])
+    assert (world / "runs" / "digit_features-smoke" / "digit_features.safetensors").is_file()
+
+
+def test_train_prints_lines_for_people(command):
+    status, out, err = command("train", "ddpm", *SMOKE, *QUICK, "--out", "mine")
+    assert (status, err) == (0, "")
+    assert out.startswith("file: mine/ddpm.safetensors\nfrechet: ")
+
+
+def test_unfinished_training_is_not_overwritten(refused, world):
+    settings = recipes.settings_of("ddpm", "smoke", {"checkpoint_every": "1"})
+    next(recipes.train("ddpm", settings, profile="smoke", out="mine"))
+    reason = refused("train", "ddpm", *SMOKE, "--out", "mine")
+    assert "holds an earlier training; resume it or choose another folder" in reason
+
+
+@pytest.mark.parametrize("position", [3, 30, -1])
+def test_damaged_state_is_refused(refused, world, position):
+    settings = recipes.settings_of("ddpm", "smoke", {"checkpoint_every": "1"})
+    next(recipes.train("ddpm", settings, profile="smoke", out="mine"))
+    flip(world / "mine" / "state.safetensors", position)
+    reason = refused("train", "ddpm", *SMOKE, "--out", "mine", "--resume")
+    assert "mine/state.safetensors" in reason
+    assert "replace it" in reason
+
+
+def test_killed_training_is_resumed(done, world):
+    """``kill -9`` the real command at no set moment; the resumed result is the undisturbed one."""
+    changes = ("steps=100", "batch_size=4", "checkpoint_every=3", "judged=4", "judge_steps=2")
+    args = ["train", "ddpm", *SMOKE, *(word for c in changes for word in ("--set", c))]
+    state = world / "killed" / "state.safetensors"
+    command = [sys.executable, "-m", "mnistlib", *args, "--out", "killed"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.random() / 5)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert done(*args, "--out", "killed", "--resume")["frechet"] > 0
+    done(*args, "--out", "whole")
+    killed, whole = (recipes.load(f"{out}/ddpm.safetensors") for out in ("killed", "whole"))
+    assert tiny.same(killed.model.state_dict(), whole.model.state_dict())
+    assert killed.record["metrics"] == whole.record["metrics"]
+    assert killed.record["resumed_at"] > 1
+
+
+# ---- generate ------------------------------------------------------------------------------
+
+
+def test_generate_numbers_its_images(done, world):
+    result = done("generate", "ddpm", "--count", 3, "--steps", 2, "--seed", 5, "--out", "drawn")
+    assert result == {"folder": "drawn", "images": 3, "drawn now": 3}
+    names = sorted(path.name for path in (world / "drawn").glob("*.png"))
+    assert names == ["00001.png", "00002.png", "00003.png"]
+    images = recipes.sample(recipes.train_or_load("ddpm", "read"), [0, 1, 2], 2, seed=5)
+    assert torch.equal(read_pngs(world / "drawn"), to_uint8(images)[:, 0])
+
+
+def test_generate_goes_on_where_it_stopped(done, world, monkeypatch):
+    """What is there stays; what is missing is drawn as it would have been."""
+    args = ("generate", "ddpm", "--steps", 2, "--out", "drawn", "--count")
+    done(*args, 5)
+    whole = read_pngs(world / "drawn")
+    (world / "drawn" / "00002.png").unlink()
+    (world / "drawn" / "00005.png").unlink()
+    kept = (world / "drawn" / "00001.png").stat().st_mtime_ns
+    assert done(*args, 6)["drawn now"] == 3
+    again = read_pngs(world / "drawn")
+    assert len(again) == 6
+    assert (again[:5].int() - whole.int()).abs().max() <= 1  # another batch: equal up to rounding
+    assert (world / "drawn" / "00001.png").stat().st_mtime_ns == kept
+    assert done(*args, 6)["drawn now"] == 0
+
+
+def test_generate_does_not_mix_samples(done, refused, world):
+    args = ("generate", "ddpm", "--count", 1, "--steps", 2, "--out", "drawn")
+    done(*args)
+    assert "made with other settings; choose another --out" in refused(*args, "--seed", 1)
+    assert "made with other settings" in refused(*args[:-4], "--steps", 3, "--out", "drawn")
+    (world / "photos").mkdir()
+    data.write_png(world / "photos" / "cat.png", torch.zeros(1, 28, 28))
+    assert "holds other pictures" in refused(*args[:-1], "photos")
+
+
+def test_generate_refuses_what_draws_nothing(refused):
+    assert "is not a diffusion model" in refused("generate", "digit_features")
+    assert "unknown recipe 'ddmp'; did you mean ddpm?" in refused("generate", "ddmp")
+    assert "does not exist" in refused("generate", "missing.safetensors")
+    assert "between 1 and 1000" in refused("generate", "ddpm", "--steps", 1001, "--count", 1)
+
+
+# ---- evaluate ------------------------------------------------------------------------------
+
+
+def test_evaluate_a_folder(done, world):
+    digits = data.mnist(train=False)
+    for i, image in enumerate(data.to_images(digits.images, 28)):
+        data.write_png(world / "folder" / f"{i:03d}.png", image)
+    result = done("evaluate", "folder")
+    assert result["images"] == 20
+    assert result["times_floor"] == pytest.approx(1)  # these are the digits of the floor
+    lines = ["file,label", *(f"{i:03d}.png,{n}" for i, n in enumerate(digits.labels))]
+    (world / "folder" / "labels.csv").write_text("\n".join(lines))
+    accuracy = recipes.train_or_load("digit_features", "read").record["metrics"]["test_accuracy"]
+    assert done("evaluate", "folder")["accuracy"] == pytest.approx(accuracy)
+
+
+def test_evaluate_a_model(done):
+    result = done("evaluate", "ddpm", "--count", 8, "--steps", 2)
+    assert (result["source"], result["images"]) == ("ddpm", 8)
+    assert result["frechet"] > 0
+    result = done("evaluate", "digit_features")
+    assert set(result) == {"source", "accuracy", "images"}
+
+
+@pytest.mark.parametrize(
+    "labels", ["file,label\n1.png,five\n", "file,label\n", "file,label\n1.png"]
+)
+def test_evaluate_refuses_labels_that_do_not_match(refused, world, labels):
+    data.write_png(world / "folder" / "1.png", torch.zeros(1, 28, 28))
+    (world / "folder" / "labels.csv").write_text(labels)
+    assert "labels.csv must hold a line file,label" in refused("evaluate", "folder")
+
+
+def test_evaluate_refuses(refused, world):
+    (world / "empty").mkdir()
+    assert "holds no PNG" in refused("evaluate", "empty")
+    data.write_png(world / "wide" / "1.png", torch.zeros(1, 28, 30))
+    assert "give 28x28 or 32x32" in refused("evaluate", "wide")
+    assert "unknown recipe 'nothing'" in refused("evaluate", "nothing")
+
+
+# ---- doctor, and files that are not what they say ------------------------------------------
+
+
+def test_doctor_reports(done, world, monkeypatch):
+    settings = recipes.settings_of("ddpm", "smoke", {"checkpoint_every": "1"})
+    next(recipes.train("ddpm", settings, profile="smoke", out="runs/mine"))
+    report = done("doctor")
+    assert report["torch"] == torch.__version__
+    assert report["data"] == "100 training digits, from $MNISTLIB_DATA"
+    assert report["weights of ddpm"] == "shipped, digest verified"
+    assert report["runs/mine/state.safetensors"] == "digest verified"
+    assert report["profile"].endswith("(by device)")
+    monkeypatch.setenv("MNISTLIB_PROFILE", "smoke")
+    assert done("doctor")["profile"] == "smoke (from $MNISTLIB_PROFILE)"
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_damaged_shipped_weights_are_found(refused, name):
+    flip(recipes.WEIGHTS / f"{name}.safetensors", 1000)
+    reason = f"{name}.safetensors is not the file that was shipped"
+    assert reason in refused("doctor")
+    assert reason in refused("evaluate", name)
+
+
+def test_doctor_finds_damaged_runs(refused, world):
+    settings = recipes.settings_of("ddpm", "smoke", {"checkpoint_every": "1"})
+    next(recipes.train("ddpm", settings, profile="smoke", out="runs/mine"))
+    flip(world / "runs" / "mine" / "state.safetensors")
+    assert "runs/mine/state.safetensors was changed or damaged" in refused("doctor")
+
+
+def test_a_pickle_in_disguise_is_refused(refused, world):
+    (world / "model.safetensors").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    for words in (("doctor",), ("evaluate",), ("generate",)):
+        reason = refused(*words, "model.safetensors")
+        assert "model.safetensors is not a readable safetensors file" in reason
+
+
+def test_doctor_finds_damaged_data(refused, monkeypatch):
+    raw = data.named_root() / "MNIST" / "raw"
+    flip(raw / "train-images-idx3-ubyte", 3)
+    assert "train-images-idx3-ubyte starts with" in refused("doctor")
+    monkeypatch.setenv("MNISTLIB_DATA", "missing")
+    assert "$MNISTLIB_DATA names missing" in refused("doctor")
+
+
+# ---- the program itself --------------------------------------------------------------------
+
+
+def test_program_ends_with_status_2_and_one_line(world):
+    """The real thing, in a process of its own."""
+    command = [sys.executable, "-m", "mnistlib", "train", "ddpn"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "error: unknown recipe 'ddpn'; did you mean ddpm?\n"
+    assert list(world.iterdir()) == []
+
+
+@pytest.mark.parametrize("args", [(), ("--help",), ("train", "--help")])
+def test_help(command, args):
+    status, out, err = command(*args)
+    assert status in (0, 2)
+    assert "Usage" in out + err
