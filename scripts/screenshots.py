@@ -46,11 +46,17 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
+class PatientServer(ThreadingHTTPServer):
+    """Lets a page's many requests queue up where a busy machine is slow to answer."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def serve(folder):
     """Serve a folder on a free local port while the block runs; yield its address."""
     handler = partial(QuietHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with PatientServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -68,6 +74,7 @@ def chromium():
 def new_page(browser, theme="light", **options):
     """Return an empty page in a context of its own that prefers one theme."""
     context = browser.new_context(color_scheme=theme, **options)
+    context.set_default_timeout(90_000)  # milliseconds, for busy machines
     context.add_init_script(f"localStorage.mode = localStorage.theme = '{theme}'")
     return context.new_page()
 

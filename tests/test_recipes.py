@@ -16,6 +16,7 @@ from mnistlib.train import TrainStep
 from mnistlib.types import InputError
 
 NAMES = sorted(recipes.RECIPES)
+QUICK = {"batch_size": "4", "judged": "8", "judge_steps": "2"}  # of the smoke profile, in a second
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_judged_ddpm(world, weights):
 
 
 def test_snapshots_are_kept(world):
-    settings = recipes.settings_of("ddpm", "smoke", {"snapshots": "1,7"})
+    settings = recipes.settings_of("ddpm", "smoke", QUICK | {"snapshots": "1,7"})
     ema = {}
     for step in recipes.train("ddpm", settings, profile="smoke", out="out"):
         if isinstance(step, TrainStep):
@@ -188,7 +189,7 @@ def test_loss_curve_is_thinned(losses):
 @pytest.mark.parametrize("cut_at", [12, 20])
 def test_full_profile_resumes_and_then_loads(world, monkeypatch, cut_at):
     """Cut in the middle, or after the last step while the judge was at work."""
-    small = recipes.RECIPES["ddpm"]._replace(full=recipes.RECIPES["ddpm"].smoke)
+    small = recipes.RECIPES["ddpm"]._replace(full=recipes.settings_of("ddpm", "smoke", QUICK))
     monkeypatch.setitem(recipes.RECIPES, "ddpm", small)
     for step in recipes.train("ddpm", small.full, out="runs/ddpm"):
         if step.step == cut_at:
