@@ -202,17 +202,33 @@ def run(name: str, records: Path = RECORDS) -> Iterator[dict[str, Any]]:
         raise InputError(f"unknown ablation {name!r}; choose one of {', '.join(ABLATIONS)}")
     measure, variants, seeds = ABLATIONS[name]
     path = records / f"{name}.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = _rows(path)
     done = {(row["variant"], row["seed"]) for row in rows}
     for seed in seeds:
         for variant, settings in variants.items():
             if (variant, seed) in done:
                 continue
             start = time.monotonic()
-            row = {"variant": variant, "seed": seed} | measure(settings, seed)
-            rows.append(row | {"seconds": round(time.monotonic() - start, 1)})
+            row = _run_before(measure, settings, seed, records)
+            if row is None:
+                row = measure(settings, seed)
+                row["seconds"] = round(time.monotonic() - start, 1)
+            rows.append({"variant": variant, "seed": seed} | row)
             write_record(path, name, rows)
             yield rows[-1]
+
+
+def _run_before(measure: Callable, settings: Any, seed: int, records: Path) -> dict | None:
+    """The result of the same run in the record of another ablation, so that none is made twice."""
+    for name, other in ABLATIONS.items():
+        for row in _rows(records / f"{name}.json") if other.measure is measure else ():
+            if row["seed"] == seed and other.variants.get(row["variant"]) == settings:
+                return {k: v for k, v in row.items() if k not in ("variant", "seed")}
+    return None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 def write_record(path: Path, name: str, rows: list[dict[str, Any]]) -> None:

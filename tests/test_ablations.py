@@ -185,3 +185,18 @@ def test_noise_of_the_loss_is_the_same_for_all():
         ablations._eps_error(recipes.Trained(network, settings, {}), raw)
     assert torch.equal(seen[0][0], seen[1][0])
     assert torch.equal(seen[0][1], seen[1][1])
+
+
+def test_a_run_that_two_ablations_share_is_made_once(counted, tmp_path, monkeypatch):
+    twin = ablations.ABLATIONS["counted"]._replace(variants={"also ten": 10, "thirty": 30})
+    monkeypatch.setitem(ablations.ABLATIONS, "twin", twin)
+    list(ablations.run("counted", tmp_path))
+    calls_before = len(counted)
+    rows = list(ablations.run("twin", tmp_path))
+    assert counted[calls_before:] == [(30, 0), (30, 1)]
+    assert [(r["variant"], r["value"]) for r in rows] == [
+        ("also ten", 10),
+        ("thirty", 30),
+        ("also ten", 11),
+        ("thirty", 31),
+    ]
