@@ -86,7 +86,7 @@ class DiffusionSettings:
 
     model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
     train: TrainConfig = TrainConfig(
-        steps=8_000, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
+        steps=7_000, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
     )
     batch_size: int = 128
     schedule: str = "cosine"
