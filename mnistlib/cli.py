@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from mnistlib import checkpoints, data, metrics, recipes
+from mnistlib.schedules import uniform_times
 from mnistlib.train import pick_device
 from mnistlib.types import InputError
 
@@ -81,6 +82,7 @@ def generate(
 ) -> None:
     """Draw digits into a folder of PNG files; a cut run goes on where it stopped."""
     trained = _diffusion(source)
+    uniform_times(trained.schedule.T, steps)  # refused before anything is written
     plan = {"source": source, "sha256": trained.record["sha256"], "steps": steps, "seed": seed}
     _check_plan(out, plan)
     missing = [i for i in range(count) if not _numbered(out, i).exists()]

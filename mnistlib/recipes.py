@@ -7,7 +7,6 @@ seconds, ``read`` loads the shipped weights, ``full`` trains completely and can 
 import difflib
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from mnistlib.data import (
     named_root,
     to_images,
 )
+from mnistlib.journal import Journal
 from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
 from mnistlib.objective import NoisyBatch, Predicts, Weighting, as_eps, diffusion_loss
 from mnistlib.samplers import ddim, draw_noise
@@ -96,6 +96,11 @@ class DiffusionSettings:
     judged: int = 10_000
     judge_steps: int = 50
     snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400)
+
+    def __post_init__(self) -> None:
+        uniform_times(self.T, self.judge_steps)  # refused now, not after the training
+        if self.judged < 2:
+            raise InputError(f"judged must be at least 2 samples, got {self.judged}")
 
 
 Settings = FeatureSettings | DiffusionSettings
@@ -349,8 +354,8 @@ def train(
         name: a key of ``RECIPES``.
         settings: see ``settings_of``.
         profile: "smoke" takes the data of a named root or the small set; "full" the full MNIST.
-        out: folder for ``state.safetensors``, snapshots ``step_00050.safetensors`` and the result
-            ``NAME.safetensors``; None keeps everything in memory.
+        out: folder for ``state.safetensors``, ``journal.csv``, snapshots ``step_00050.safetensors``
+            and the result ``NAME.safetensors``; None keeps everything in memory.
         resume: go on from the state in ``out``.
     """
     recipe = _recipe(name)
@@ -363,16 +368,17 @@ def train(
     diffusion = isinstance(settings, DiffusionSettings)
     milestones = {*settings.snapshots, settings.train.steps} if diffusion else set()
     made_with = checkpoints.provenance()
-    start, first, losses = time.monotonic(), None, []
+    first, journal = None, Journal(None if out is None else out / "journal.csv")
     for step in fit(network, loss, batch_at, settings.train, state=state, resume=resume):
-        first = first or step.step
-        losses.append(step.loss)
+        if first is None:
+            first = step.step
+            journal.resume(first)
+        journal.add(step.step, step.loss)
         if out is not None and step.step in milestones:
             made_at = {"recipe": name, "step": step.step}
             path = out / f"step_{step.step:05d}.safetensors"
             checkpoints.save(path, step.ema, asdict(settings), made_at)
         yield step
-    seconds = time.monotonic() - start
     model = checkpoints.round_to_half(step.ema)
     record = made_with | {
         "recipe": name,
@@ -380,11 +386,11 @@ def train(
         "data": {"source": digits.source, "sha256": digits.sha256(), "digits": len(digits.labels)},
         "seed": settings.train.seed,
         "device": str(next(network.parameters()).device),
-        "seconds": round(seconds, 1),
+        "seconds": round(journal.seconds, 1),
         "resumed_at": first,
         "images_seen": settings.train.steps * settings.batch_size,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "losses": _thin(losses),
+        "losses": journal.losses(),
     }
     record["metrics"] = recipe.judge(Trained(model, settings, record), digits, test)
     trained = Trained(model, settings, record)
@@ -418,15 +424,6 @@ def _consume(run: Iterator) -> Trained:
     for last in run:  # noqa: B007
         pass
     return last
-
-
-def _thin(losses: list[float], points: int = 200) -> list[float]:
-    """Means of up to ``points`` equal stretches, rounded: a loss curve that fits a record."""
-    size = max(1, -(-len(losses) // points))
-    return [
-        round(sum(p) / len(p), 5)
-        for p in (losses[i : i + size] for i in range(0, len(losses), size))
-    ]
 
 
 def _check_manifest(path: Path) -> None:

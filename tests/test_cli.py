@@ -158,14 +158,14 @@ def test_damaged_state_is_refused(refused, world, position):
 
 def test_killed_training_is_resumed(done, world):
     """``kill -9`` the real command at no set moment; the resumed result is the undisturbed one."""
-    changes = ("steps=100", "batch_size=4", "checkpoint_every=3", "judged=4", "judge_steps=2")
+    changes = ("steps=50", "batch_size=4", "checkpoint_every=3", "judged=4", "judge_steps=2")
     args = ["train", "ddpm", *SMOKE, *(word for c in changes for word in ("--set", c))]
     state = world / "killed" / "state.safetensors"
     command = [sys.executable, "-m", "mnistlib", *args, "--out", "killed"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while not state.exists() and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(random.random() / 5)
+        time.sleep(random.random() / 10)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert done(*args, "--out", "killed", "--resume")["frechet"] > 0
