@@ -193,7 +193,7 @@ def test_named_folder_must_exist(tmp_path, cache, monkeypatch, by):
 
 def test_unknown_source():
     with pytest.raises(InputError, match="choose auto, full or small"):
-        data.mnist(source="fulll")
+        data.mnist(source="whole")
 
 
 def spoiled(name, change):
