@@ -24,13 +24,14 @@ QUICK = ("--set", "steps=3", "--set", "batch_size=4", "--set", "judged=4", "--se
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Train both recipes in their smoke profile; return a folder laid out like the shipped one."""
+    """Train both recipes for a moment; return a folder laid out like the shipped one."""
     folder, digits = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
         patch.setattr(recipes, "WEIGHTS", folder)
         for name in ("digit_features", "ddpm"):
-            trained = recipes.train_or_load(name, "smoke")
+            settings = recipes.settings_of(name, "smoke", {"steps": "5", "batch_size": "8"})
+            *_, trained = recipes.train(name, settings, profile="smoke")
             path = folder / f"{name}.safetensors"
             checkpoints.save(path, trained.model, asdict(trained.settings), trained.record)
             tiny.write_manifest(folder)
