@@ -264,4 +264,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except InputError as e:
-        sys.exit(f"error: {e}")
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

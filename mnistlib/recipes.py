@@ -6,6 +6,7 @@ seconds, ``read`` loads the shipped weights, ``full`` trains completely and can 
 
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,13 +26,14 @@ from mnistlib.data import (
     mnist,
     named_root,
     to_images,
+    write_atomically,
 )
 from mnistlib.journal import Journal
 from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
 from mnistlib.objective import NoisyBatch, Predicts, Weighting, as_eps, diffusion_loss
 from mnistlib.samplers import ddim, draw_noise
 from mnistlib.schedules import NoiseSchedule, make_schedule, uniform_times
-from mnistlib.settings import from_dict, override
+from mnistlib.settings import flat, from_dict, override
 from mnistlib.train import TrainConfig, TrainStep, fit, pick_device
 from mnistlib.types import Denoiser, InputError
 from mnistlib.unet import UNet, UNetConfig
@@ -231,7 +233,7 @@ def _judge_diffusion(trained: Trained, digits: Digits, test: Digits | None) -> d
 
 
 def sample_in_batches(
-    trained: Trained, count: int, steps: int, *, seed: int = 0, batch_size: int = 250
+    trained: Trained, count: int, steps: int, *, seed: int = 0, batch_size: int = 100
 ) -> Tensor:
     """Draw ``count`` images with ddim: (count, 1, 32, 32), clipped to [-1, 1]."""
     numbers = torch.arange(count).split(batch_size)
@@ -332,7 +334,7 @@ def load(path: str | Path) -> Trained:
     if path.parent == WEIGHTS:
         _check_manifest(path)
     checkpoint = checkpoints.load(path)
-    recipe = _recipe(checkpoint.record["recipe"])
+    recipe = _recipe(checkpoint.record.get("recipe", "of no name"))
     try:
         settings = from_dict(type(recipe.full), checkpoint.settings)
     except KeyError as e:
@@ -361,10 +363,14 @@ def train(
     recipe = _recipe(name)
     digits, test = _data(profile)
     loss, batch_at = recipe.job(settings, digits)
-    torch.manual_seed(settings.train.seed)
-    network = recipe.network(settings).to(pick_device(), memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+        torch.manual_seed(settings.train.seed)
+        network = recipe.network(settings)
+    network = network.to(pick_device(), memory_format=torch.channels_last)
     out = None if out is None else Path(out)
     state = None if out is None else out / "state.safetensors"
+    if out is not None:
+        _keep_settings(out, settings, resume)
     diffusion = isinstance(settings, DiffusionSettings)
     milestones = {*settings.snapshots, settings.train.steps} if diffusion else set()
     made_with = checkpoints.provenance()
@@ -397,6 +403,20 @@ def train(
     if out is not None:
         checkpoints.save(out / f"{name}.safetensors", model, asdict(settings), record)
     yield trained
+
+
+def _keep_settings(folder: Path, settings: Settings, resume: bool) -> None:
+    """Write the settings down beside the state; a resumed run must have the same."""
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps(flat(settings)))  # as JSON gives them back: lists, not tuples
+    if resume and path.is_file():
+        found = json.loads(path.read_text())
+        changed = [k for k in wanted if k != "checkpoint_every" and found.get(k) != wanted[k]]
+        if changed:
+            was = ", ".join(f"{k}={found.get(k)}" for k in changed)
+            raise InputError(f"{folder} was trained with {was}; use the same to resume")
+    elif not (folder / "state.safetensors").exists():
+        write_atomically(path, json.dumps(wanted, indent=1).encode())
 
 
 def shipped_path(name: str) -> Path:

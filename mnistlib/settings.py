@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from mnistlib.types import InputError
 
-__all__ = ["from_dict", "override"]
+__all__ = ["flat", "from_dict", "override"]
 
 
 def override(settings: Any, changes: dict[str, str]) -> Any:
@@ -29,6 +29,14 @@ def override(settings: Any, changes: dict[str, str]) -> Any:
             values = {group: replace(getattr(settings, group), **values)}
         settings = replace(settings, **values)
     return settings
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """Every setting by its last word, which is how ``override`` names it."""
+    return {
+        key: getattr(settings if group is None else getattr(settings, group), key)
+        for key, group in _fields(settings).items()
+    }
 
 
 def _fields(settings: Any) -> dict[str, str | None]:

@@ -326,3 +326,17 @@ def test_denoiser_keeps_no_gradients(ddpm):
     assert eps.shape == (2, 1, 32, 32)
     assert not eps.requires_grad
     assert ddpm.schedule.T == 1000
+
+
+def test_a_resumed_run_must_have_the_same_settings(world):
+    """Not only those of the loop: the state itself does not know the loss or the batch size."""
+    settings = recipes.settings_of("ddpm", "smoke", QUICK)
+    for step in recipes.train("ddpm", settings, out="runs/cut"):
+        if step.step == 12:
+            break
+    other = recipes.settings_of("ddpm", "smoke", QUICK | {"batch_size": "5", "predicts": "x0"})
+    with pytest.raises(InputError, match="was trained with batch_size=.*, predicts=v"):
+        next(recipes.train("ddpm", other, out="runs/cut", resume=True))
+    with pytest.raises(InputError, match="earlier training"):
+        next(recipes.train("ddpm", other, out="runs/cut"))
+    assert next(recipes.train("ddpm", settings, out="runs/cut", resume=True)).step == 11
