@@ -31,6 +31,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help=f"A recipe: {', '.join(recipes.RECIPES)}.")]
+Eta = Annotated[float, typer.Option(min=0, max=1, help="Fresh noise of each step; 0 draws none.")]
 Source = Annotated[
     str, typer.Argument(help="A recipe (its shipped weights) or a .safetensors file.")
 ]
@@ -78,18 +79,25 @@ def generate(
     ),
     steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")] = 0,
+    eta: Eta = 1.0,
     as_json: Json = False,
 ) -> None:
     """Draw digits into a folder of PNG files; a cut run goes on where it stopped."""
     trained = _diffusion(source)
     uniform_times(trained.schedule.T, steps)  # refused before anything is written
-    plan = {"source": source, "sha256": trained.record["sha256"], "steps": steps, "seed": seed}
+    plan = {
+        "source": source,
+        "sha256": trained.record["sha256"],
+        "steps": steps,
+        "seed": seed,
+        "eta": eta,
+    }
     _check_plan(out, plan)
     missing = [i for i in range(count) if not _numbered(out, i).exists()]
     for start in tqdm(range(0, len(missing), 100), "batches", disable=None):
         numbers = missing[start : start + 100]
         for i, image in zip(
-            numbers, recipes.sample(trained, numbers, steps, seed=seed), strict=True
+            numbers, recipes.sample(trained, numbers, steps, seed=seed, eta=eta), strict=True
         ):
             data.write_png(_numbered(out, i), image)
     _say({"folder": str(out), "images": count, "drawn now": len(missing)}, as_json)
@@ -103,6 +111,7 @@ def evaluate(
     count: Annotated[int, typer.Option(min=2, help="How many samples of a model.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the samples of a model.")] = 0,
+    eta: Eta = 1.0,
     as_json: Json = False,
 ) -> None:
     """Judge images: Frechet distance to the 60,000 training digits, and accuracy where labels are.
@@ -123,7 +132,7 @@ def evaluate(
             images = data.to_images(digits.images)
             result["accuracy"] = metrics.accuracy(trained.model, images, digits.labels)
             return _say(result | {"images": len(images)}, as_json)
-        images = recipes.sample_in_batches(trained, count, steps, seed=seed)
+        images = recipes.sample_in_batches(trained, count, steps, seed=seed, eta=eta)
     reference = (eye.model.reference_mean, eye.model.reference_cov)
     result["frechet"] = metrics.frechet_to(reference, images, eye.model)
     result["times_floor"] = result["frechet"] / eye.record["metrics"]["floor"]

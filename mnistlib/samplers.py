@@ -17,14 +17,21 @@ from mnistlib.types import Denoiser, InputError, Step
 __all__ = ["ddim", "ddpm", "draw_noise"]
 
 
+Generators = Generator | Sequence[Generator] | None
+"""One CPU generator for the batch, or one for each image: then no image depends on another."""
+
+
 def draw_noise(
-    shape: Sequence[int], like: Tensor | None = None, *, generator: Generator | None = None
+    shape: Sequence[int], like: Tensor | None = None, *, generator: Generators = None
 ) -> Tensor:
-    """Standard normal noise from a CPU generator, moved to where ``like`` lives.
+    """Standard normal noise (B, ...) from CPU generators, moved to where ``like`` lives.
 
     The same seed therefore gives the same noise on every device.
     """
-    eps = torch.randn(*shape, generator=generator)
+    if isinstance(generator, Sequence):
+        eps = torch.stack([torch.randn(*shape[1:], generator=g) for g in generator])
+    else:
+        eps = torch.randn(*shape, generator=generator)
     return eps if like is None else eps.to(like)
 
 
@@ -34,7 +41,7 @@ def ddpm(
     x_T: Tensor,
     times: Sequence[int],
     *,
-    generator: Generator | None = None,
+    generator: Generators = None,
 ) -> Iterator[Step]:
     """Ancestral sampling: draw x_s from the posterior q(x_s | x_t, x_0 = x0_hat).
 
@@ -46,7 +53,7 @@ def ddpm(
         schedule: the schedule that ``denoise`` was trained with.
         x_T: (B, C, H, W) standard normal noise.
         times: decreasing ints that end in 0, see ``uniform_times``.
-        generator: CPU generator for the fresh noise of each step.
+        generator: for the fresh noise of each step, see ``draw_noise``.
 
     Raises:
         InputError: ``times`` does not decrease to 0 or leaves the schedule.
@@ -72,7 +79,7 @@ def ddim(
     times: Sequence[int],
     *,
     eta: float = 0.0,
-    generator: Generator | None = None,
+    generator: Generators = None,
 ) -> Iterator[Step]:
     """Denoising diffusion implicit sampling (Song et al. 2021, eq. 12 and 16).
 

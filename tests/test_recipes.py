@@ -335,7 +335,7 @@ def test_a_resumed_run_must_have_the_same_settings(world):
         if step.step == 12:
             break
     other = recipes.settings_of("ddpm", "smoke", QUICK | {"batch_size": "5", "predicts": "x0"})
-    with pytest.raises(InputError, match="was trained with batch_size=.*, predicts=v"):
+    with pytest.raises(InputError, match=r"was trained with batch_size=.*, predicts=v"):
         next(recipes.train("ddpm", other, out="runs/cut", resume=True))
     with pytest.raises(InputError, match="earlier training"):
         next(recipes.train("ddpm", other, out="runs/cut"))
