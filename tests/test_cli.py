@@ -185,7 +185,7 @@ def test_generate_numbers_its_images(done, world):
     assert result == {"folder": "drawn", "images": 3, "drawn now": 3}
     names = sorted(path.name for path in (world / "drawn").glob("*.png"))
     assert names == ["00001.png", "00002.png", "00003.png"]
-    images = recipes.sample(recipes.train_or_load("ddpm", "read"), [0, 1, 2], 2, seed=5)
+    images = recipes.sample(recipes.train_or_load("ddpm", "read"), [0, 1, 2], 2, seed=5, eta=1.0)
     assert torch.equal(read_pngs(world / "drawn"), to_uint8(images)[:, 0])
 
 

@@ -116,8 +116,11 @@ def test_judged_ddpm(world, weights):
     metrics = recipes.load(weights / "ddpm.safetensors").record["metrics"]
     floor = recipes.load(weights / "digit_features.safetensors").record["metrics"]["floor"]
     assert metrics["samples"] == 64
-    assert metrics["sampler"] == "ddim, 5 steps"
-    assert metrics["times_floor"] == pytest.approx(metrics["frechet"] / floor)
+    assert metrics["sampler"] == "ddim, 5 steps, eta 1"
+    assert metrics["deterministic"]["sampler"] == "ddim, 5 steps, eta 0"
+    assert metrics["deterministic"]["frechet"] != metrics["frechet"]
+    for found in (metrics, metrics["deterministic"]):
+        assert found["times_floor"] == pytest.approx(found["frechet"] / floor)
 
 
 def test_snapshots_are_kept(world):
@@ -304,14 +307,15 @@ def ddpm(weights, world):
     return recipes.load(weights / "ddpm.safetensors")
 
 
-def test_an_image_depends_on_seed_and_number_alone(ddpm):
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_depends_on_seed_and_number_alone(ddpm, eta):
     """Drawn alone, in batches of another size, or in another order: equal up to rounding."""
-    images = recipes.sample_in_batches(ddpm, 12, 10, seed=4)
+    images = recipes.sample_in_batches(ddpm, 12, 10, seed=4, eta=eta)
     assert images.shape == (12, 1, 32, 32)
     for batch_size in (1, 5):
-        again = recipes.sample_in_batches(ddpm, 12, 10, seed=4, batch_size=batch_size)
+        again = recipes.sample_in_batches(ddpm, 12, 10, seed=4, eta=eta, batch_size=batch_size)
         torch.testing.assert_close(again, images, atol=1e-5, rtol=0)
-    backwards = recipes.sample(ddpm, [11, 3, 0], 10, seed=4)
+    backwards = recipes.sample(ddpm, [11, 3, 0], 10, seed=4, eta=eta)
     torch.testing.assert_close(backwards, images[[11, 3, 0]], atol=1e-5, rtol=0)
 
 
