@@ -390,8 +390,8 @@ def train(
     network = network.to(pick_device(), memory_format=torch.channels_last)
     out = None if out is None else Path(out)
     state = None if out is None else out / "state.safetensors"
-    if out is not None:
-        _keep_settings(out, settings, resume)
+    if out is not None and resume:
+        _check_settings(out, settings)
     diffusion = isinstance(settings, DiffusionSettings)
     milestones = {*settings.snapshots, settings.train.steps} if diffusion else set()
     made_with = checkpoints.provenance()
@@ -400,6 +400,8 @@ def train(
         if first is None:
             first = step.step
             journal.resume(first)
+            if out is not None and not resume:
+                write_atomically(out / "settings.json", _as_json(settings).encode())
         journal.add(step.step, step.loss)
         if out is not None and step.step in milestones:
             made_at = {"recipe": name, "step": step.step}
@@ -426,18 +428,19 @@ def train(
     yield trained
 
 
-def _keep_settings(folder: Path, settings: Settings, resume: bool) -> None:
-    """Write the settings down beside the state; a resumed run must have the same."""
+def _check_settings(folder: Path, settings: Settings) -> None:
+    """Refuse to resume with settings other than those written down beside the state."""
     path = folder / "settings.json"
-    wanted = json.loads(json.dumps(flat(settings)))  # as JSON gives them back: lists, not tuples
-    if resume and path.is_file():
-        found = json.loads(path.read_text())
+    if path.is_file():
+        found, wanted = json.loads(path.read_text()), json.loads(_as_json(settings))
         changed = [k for k in wanted if k != "checkpoint_every" and found.get(k) != wanted[k]]
         if changed:
             was = ", ".join(f"{k}={found.get(k)}" for k in changed)
             raise InputError(f"{folder} was trained with {was}; use the same to resume")
-    elif not (folder / "state.safetensors").exists():
-        write_atomically(path, json.dumps(wanted, indent=1).encode())
+
+
+def _as_json(settings: Settings) -> str:
+    return json.dumps(flat(settings), indent=1)
 
 
 def shipped_path(name: str) -> Path:

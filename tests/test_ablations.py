@@ -152,7 +152,9 @@ def test_readable_run_can_tell_clear_from_noisy(made, monkeypatch):
 def test_progress_run_reads_the_snapshots(made, monkeypatch):
     """With 20 samples at 2 steps, where the chapter's record has more."""
     draw = recipes.sample_in_batches
-    monkeypatch.setattr(recipes, "sample_in_batches", lambda x, *_, seed: draw(x, 20, 2, seed=seed))
+    monkeypatch.setattr(
+        recipes, "sample_in_batches", lambda x, *_, seed, **_k: draw(x, 20, 2, seed=seed)
+    )
     for _ in recipes.train("ddpm", TINY, out="runs/ddpm"):
         pass
     row = ablations.progress_run(1, 0)
