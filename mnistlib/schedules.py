@@ -76,7 +76,7 @@ class NoiseSchedule:
             shape (B, 1, ..., 1), computed in float64 and cast last.
 
         Raises:
-            ValueError: a time lies outside 0..T.
+            InputError: a time lies outside 0..T.
         """
         t = t.cpu()
         if t.numel() and not (int(t.min()) >= 0 and int(t.max()) <= self.T):

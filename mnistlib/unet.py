@@ -97,7 +97,7 @@ class UNet(nn.Module):
         """x (B, C_in, H, W), t (B,) -> (B, C_out, H, W).
 
         Raises:
-            ValueError: height or width cannot be halved once per level.
+            InputError: height or width cannot be halved once per level.
         """
         self._check(x)
         time = None if self.time is None else self.time(t)
