@@ -25,7 +25,7 @@ from mnistlib import checkpoints, recipes
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
-from mnistlib.objective import NoisyBatch, add_noise, to_eps
+from mnistlib.objective import add_noise, to_eps
 from mnistlib.plots import png, sheet
 from mnistlib.recipes import DiffusionSettings, LabelledBatch
 from mnistlib.schedules import cosine
@@ -107,7 +107,7 @@ def readable_run(_: None, seed: int) -> dict[str, Any]:
         eps = torch.randn(x_0.shape, generator=generator)
         return LabelledBatch(add_noise(x_0, eps, t, schedule), digits.labels[i])
 
-    def loss(model: torch.nn.Module, batch: NoisyBatch) -> torch.Tensor:
+    def loss(model: torch.nn.Module, batch: LabelledBatch) -> torch.Tensor:
         return F.cross_entropy(model(batch.images).float(), batch.labels)
 
     torch.manual_seed(seed)

@@ -369,6 +369,6 @@ def test_shipped_ddpm_was_judged_as_promised():
         assert metrics["times_floor"] == pytest.approx(metrics["frechet"] / floor)
 
 
-@pytest.mark.xfail(strict=True, reason="13.0 times the floor so far: train ddpm longer")
+@pytest.mark.xfail(strict=True, reason="above the goal so far: train ddpm longer")
 def test_shipped_ddpm_is_good_enough():
     assert metrics_of("ddpm")["times_floor"] <= 8
