@@ -46,6 +46,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was cut.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME by default.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a recipe; its state is saved as it goes, its result at the end."""
@@ -56,7 +59,7 @@ def train(
     out = out or Path("runs") / (name if profile == "full" else f"{name}-{profile}")
     if (out / f"{name}.safetensors").exists():
         raise InputError(f"{out} already holds a finished {name}; choose another --out")
-    run = recipes.train(name, settings, profile=profile, out=out, resume=resume)
+    run = recipes.train(name, settings, profile=profile, out=out, resume=resume, init=init)
     bar = tqdm(total=settings.train.steps, desc=name, disable=None)  # silent where no one watches
     for step in run:
         if isinstance(step, recipes.Trained):

@@ -370,6 +370,7 @@ def train(
     profile: str = "full",
     out: str | Path | None = None,
     resume: bool = False,
+    init: str | Path | None = None,
 ) -> Iterator[TrainStep | Trained]:
     """Run a recipe: yields every ``TrainStep``, and last the ``Trained`` model, judged and saved.
 
@@ -380,13 +381,17 @@ def train(
         out: folder for ``state.safetensors``, ``journal.csv``, snapshots ``step_00050.safetensors``
             and the result ``NAME.safetensors``; None keeps everything in memory.
         resume: go on from the state in ``out``.
+        init: a checkpoint of the same network, whose weights the training starts from.
     """
     recipe = _recipe(name)
+    before = None if init is None else load(init)
     digits, test = _data(profile)
     loss, batch_at = recipe.job(settings, digits)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(settings.train.seed)
         network = recipe.network(settings)
+    if before is not None:
+        _start_from(network, before, init)
     network = network.to(pick_device(), memory_format=torch.channels_last)
     out = None if out is None else Path(out)
     state = None if out is None else out / "state.safetensors"
@@ -421,11 +426,20 @@ def train(
         "parameters": sum(p.numel() for p in network.parameters()),
         "losses": journal.losses(),
     }
+    if before is not None:
+        record["started_from"] = {k: before.record[k] for k in ("sha256", "images_seen", "seconds")}
     record["metrics"] = recipe.judge(Trained(model, settings, record), digits, test)
     trained = Trained(model, settings, record)
     if out is not None:
         checkpoints.save(out / f"{name}.safetensors", model, asdict(settings), record)
     yield trained
+
+
+def _start_from(network: nn.Module, before: Trained, path: str | Path) -> None:
+    """Give a fresh network the weights of an earlier training."""
+    if type(before.model) is not type(network) or before.model.config != network.config:
+        raise InputError(f"{path} holds another network; init needs one of the same settings")
+    network.load_state_dict(before.model.state_dict())
 
 
 def _check_settings(folder: Path, settings: Settings) -> None:
