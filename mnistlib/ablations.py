@@ -187,7 +187,7 @@ ABLATIONS: dict[str, Ablation] = {
         },
     ),
     "ddpm_progress": Ablation(
-        progress_run, {f"step {n}": n for n in (*_DDPM.snapshots, _DDPM.train.steps)}, seeds=(0,)
+        progress_run, {f"step {n}": n for n in _DDPM.snapshots}, seeds=(0,)
     ),
 }
 

@@ -88,7 +88,7 @@ class DiffusionSettings:
 
     model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
     train: TrainConfig = TrainConfig(
-        steps=7_000, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
+        steps=12_500, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
     )
     batch_size: int = 128
     schedule: str = "cosine"
@@ -97,7 +97,7 @@ class DiffusionSettings:
     weighting: Weighting = "simple"
     judged: int = 10_000
     judge_steps: int = 50
-    snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400)
+    snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400, 7000)
 
     def __post_init__(self) -> None:
         uniform_times(self.T, self.judge_steps)  # refused now, not after the training
