@@ -10,12 +10,15 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+import torch
+
+from mnistlib.schedules import cosine
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mnistlib"
 
 
 class Mutant(NamedTuple):
-    """A mistake: `old` becomes `new` in `file`; `test` of tests/test_FILE.py, given `args`, fails."""
+    """A mistake: `old` becomes `new` in `file`; `test(*args)` of tests/test_FILE.py must fail."""
 
     file: str
     old: str
@@ -58,8 +61,55 @@ METRICS = [
     Mutant("metrics", "scores.argmax(1)", "scores.argmin(1)",
            "test_accuracy_counts_the_highest_scores"),
 ]
+WALK = (cosine(), [900, 400, 20, 3, 0])
+SAMPLERS = [
+    Mutant("samplers", "a_s.sqrt() * (1 - a_ts) /", "a_s.sqrt() * a_ts /",
+           "test_posterior_equals_gaussian_conditioning", (cosine(), 500, 20)),
+    Mutant("samplers", "mean_xt = a_ts.sqrt()", "mean_xt = a_ts",
+           "test_posterior_equals_gaussian_conditioning", (cosine(), 500, 20)),
+    Mutant("samplers", "* (1 - a_ts)).sqrt()", "* (1 - a_ts))",
+           "test_posterior_equals_gaussian_conditioning", (cosine(), 500, 20)),
+    Mutant("samplers", "var = eta**2 *", "var = eta *",
+           "test_ddim_step_equals_numpy", (*WALK, 0.3)),
+    Mutant("samplers", "(1 - a_t / a_s)", "(1 - a_t)",
+           "test_ddim_step_equals_numpy", (*WALK, 0.3)),
+    Mutant("samplers", "denoise(euler, _batch_of(s, x))", "denoise(euler, _batch_of(t, x))",
+           "test_heun_step_equals_numpy", WALK),
+    Mutant("samplers", "denoise(euler, _batch_of(s, x))", "denoise(x, _batch_of(s, x))",
+           "test_heun_step_equals_numpy", WALK),
+    Mutant("samplers", "_batch_of(s, x))) / 2", "_batch_of(s, x)))",
+           "test_heun_step_equals_numpy", WALK),
+    Mutant("samplers", "_mixed(_x0_hat(x, mean, a_t), mean, a_s)", "_mixed(x0_hat, mean, a_s)",
+           "test_order_of_convergence", ("heun", 2)),
+    Mutant("samplers", "float(h / (2 * last_h))", "float(last_h / (2 * h))",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+    Mutant("samplers", "float(h / (2 * last_h))", "float(h / last_h)",
+           "test_order_of_convergence", ("dpm_solver_pp", 2)),
+    Mutant("samplers", "(x0_hat - last_x0_hat)", "(last_x0_hat - x0_hat)",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+    Mutant("samplers", "before = x0_hat, h", "before = x0_mid, h",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+    Mutant("samplers", "_eps(x, x0_mid, a_t)", "_eps(x, x0_hat, a_t)",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+]
+SCHEDULES = [
+    Mutant("schedules", "self.alpha_bar.log() -", "self.alpha_bar.log() +",
+           "test_log_snr_times_are_even_in_log_snr", ("cosine", 12)),
+    Mutant("schedules", "known = schedule.log_snr[1:]", "known = schedule.log_snr[:-1]",
+           "test_log_snr_times_skip_what_is_noise_alone"),
+    Mutant("schedules", "range(1 + (steps - 1)", "range(1 + steps",
+           "test_even_grids_match_diffusers", ("leading", "leading", 1000, 10)),
+    Mutant("schedules", "((steps - i) / steps) ** 2", "((steps - i) / steps) ** 3",
+           "test_quadratic_times_are_squares", (10,)),
+    Mutant("schedules", "times[i - 1] - 1)", "times[i - 1])",
+           "test_grids_make_room_where_roundings_meet"),
+    Mutant("schedules", "max(t, n - i)", "max(t, n - i - 1)",
+           "test_grids_make_room_where_roundings_meet"),
+    Mutant("schedules", "a.sqrt().to(like), (1 - a).sqrt()", "a.to(like), (1 - a)",
+           "test_rates_are_cast_last_and_broadcast", (torch.float32,)),
+]
 # fmt: on
-MUTANTS = METRICS
+MUTANTS = METRICS + SAMPLERS + SCHEDULES
 
 
 def with_text_changed(mutant):
