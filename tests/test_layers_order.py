@@ -18,8 +18,8 @@ LAYERS = {
     "checkpoints": 2,
     "train": 3, "metrics": 3, "inception": 3, "plots": 3,
     "recipes": 4,
-    "ablations": 5, "cli": 5,
-    "__main__": 6,
+    "yardsticks": 5, "cli": 5,
+    "ablations": 6, "__main__": 6,
 }
 # fmt: on
 
