@@ -16,7 +16,8 @@ import typer
 from tqdm import tqdm
 
 from mnistlib import checkpoints, data, inception, metrics, recipes
-from mnistlib.schedules import uniform_times
+from mnistlib.samplers import SAMPLERS, make_sampler
+from mnistlib.schedules import GRIDS, make_times
 from mnistlib.train import pick_device
 from mnistlib.types import InputError
 
@@ -31,7 +32,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help=f"A recipe: {', '.join(recipes.RECIPES)}.")]
-Eta = Annotated[float, typer.Option(min=0, max=1, help="Fresh noise of each step; 0 draws none.")]
+Eta = Annotated[float, typer.Option(min=0, max=1, help="Fresh noise of each ddim step, 0-1.")]
+Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")]
+Grid = Annotated[str, typer.Option(help=f"Which times: {', '.join(GRIDS)}.")]
 Source = Annotated[
     str, typer.Argument(help="A recipe (its shipped weights) or a .safetensors file.")
 ]
@@ -80,28 +83,24 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for 00001.png, 00002.png, ...")] = Path(
         "samples"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")] = 0,
     eta: Eta = 1.0,
+    sampler: Sampler = "ddim",
+    grid: Grid = "uniform",
     as_json: Json = False,
 ) -> None:
     """Draw digits into a folder of PNG files; a cut run goes on where it stopped."""
     trained = _diffusion(source)
-    uniform_times(trained.schedule.T, steps)  # refused before anything is written
-    plan = {
-        "source": source,
-        "sha256": trained.record["sha256"],
-        "steps": steps,
-        "seed": seed,
-        "eta": eta,
-    }
-    _check_plan(out, plan)
+    make_times(grid, trained.schedule, steps), make_sampler(sampler)  # refused before writing
+    how = {"seed": seed, "eta": eta, "sampler": sampler, "grid": grid}
+    plan = {"source": source, "sha256": trained.record["sha256"], "steps": steps}
+    _check_plan(out, plan | how)
     missing = [i for i in range(count) if not _numbered(out, i).exists()]
     for start in tqdm(range(0, len(missing), 100), "batches", disable=None):
         numbers = missing[start : start + 100]
-        for i, image in zip(
-            numbers, recipes.sample(trained, numbers, steps, seed=seed, eta=eta), strict=True
-        ):
+        images = recipes.sample(trained, numbers, steps, **how)
+        for i, image in zip(numbers, images, strict=True):
             data.write_png(_numbered(out, i), image)
     _say({"folder": str(out), "images": count, "drawn now": len(missing)}, as_json)
 
@@ -112,9 +111,11 @@ def evaluate(
         str, typer.Argument(help="A folder of PNGs, a recipe or a .safetensors file.")
     ],
     count: Annotated[int, typer.Option(min=4, help="How many samples of a model.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the samples of a model.")] = 0,
     eta: Eta = 1.0,
+    sampler: Sampler = "ddim",
+    grid: Grid = "uniform",
     with_inception: Annotated[
         bool, typer.Option("--inception", help="The FID of papers too; slow, needs a download.")
     ] = False,
@@ -141,7 +142,8 @@ def evaluate(
             images = data.to_images(digits.images)
             result["accuracy"] = metrics.accuracy(trained.model, images, digits.labels)
             return _say(result | {"images": len(images)}, as_json)
-        images = recipes.sample_in_batches(trained, count, steps, seed=seed, eta=eta)
+        how = {"seed": seed, "eta": eta, "sampler": sampler, "grid": grid}
+        images = recipes.sample_in_batches(trained, count, steps, **how)
     result |= _judged(images, eye)
     if metric is not None:
         real = data.to_images(data.mnist().images)

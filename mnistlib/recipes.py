@@ -31,8 +31,8 @@ from mnistlib.data import (
 from mnistlib.journal import Journal
 from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
 from mnistlib.objective import NoisyBatch, Predicts, Weighting, as_eps, diffusion_loss
-from mnistlib.samplers import ddim, draw_noise
-from mnistlib.schedules import NoiseSchedule, make_schedule, uniform_times
+from mnistlib.samplers import draw_noise, make_sampler
+from mnistlib.schedules import NoiseSchedule, make_schedule, make_times, uniform_times
 from mnistlib.settings import flat, from_dict, override
 from mnistlib.train import TrainConfig, TrainStep, fit, pick_device
 from mnistlib.types import Denoiser, InputError
@@ -244,33 +244,34 @@ def _judge_samples(trained: Trained, eta: float) -> dict[str, Any]:
 
 
 def sample_in_batches(
+    trained: Trained, count: int, steps: int, *, batch_size: int = 100, **how: Any
+) -> Tensor:
+    """Draw ``count`` images: (count, 1, 32, 32), clipped to [-1, 1]; ``how`` is for ``sample``."""
+    numbers = torch.arange(count).split(batch_size)
+    return torch.cat([sample(trained, part.tolist(), steps, **how) for part in numbers])
+
+
+def sample(
     trained: Trained,
-    count: int,
+    numbers: Sequence[int],
     steps: int,
     *,
     seed: int = 0,
     eta: float = 0.0,
-    batch_size: int = 100,
-) -> Tensor:
-    """Draw ``count`` images with ddim: (count, 1, 32, 32), clipped to [-1, 1]."""
-    numbers = torch.arange(count).split(batch_size)
-    return torch.cat(
-        [sample(trained, part.tolist(), steps, seed=seed, eta=eta) for part in numbers]
-    )
-
-
-def sample(
-    trained: Trained, numbers: Sequence[int], steps: int, *, seed: int = 0, eta: float = 0.0
+    sampler: str = "ddim",
+    grid: str = "uniform",
 ) -> Tensor:
     """Draw the images with the given numbers: (B, 1, 32, 32), clipped to [-1, 1].
 
     Image i is a function of (seed, i) alone, so any batches give the same pictures up to rounding.
+    ``sampler`` is a key of ``SAMPLERS``, ``grid`` of ``GRIDS``; ``eta`` is for ddim.
     """
     generators = [generator_for(seed, i) for i in numbers]
     x_T = draw_noise((len(numbers), 1, 32, 32), generator=generators)
     x_T = x_T.to(next(trained.model.parameters()).device)
-    times = uniform_times(trained.schedule.T, steps)
-    *_, last = ddim(trained.denoise, trained.schedule, x_T, times, eta=eta, generator=generators)
+    schedule, run = trained.schedule, make_sampler(sampler, eta)
+    times = make_times(grid, schedule, steps)
+    *_, last = run(trained.denoise, schedule, x_T, times, generator=generators)
     return last.x_t.cpu().clamp(-1, 1)
 
 
