@@ -193,6 +193,7 @@ ABLATIONS: dict[str, Ablation] = {
         seeds=(0, 1, 2, 3, 4),
     ),
     "sample_size": Ablation(yardsticks.size_run, {"ddpm": "ddpm"}),
+    "copies": Ablation(yardsticks.copies_run, {name: name for name in ("test digits", "ddpm")}),
     "features": Ablation(yardsticks.features_run, {name: name for name in yardsticks.EYES}),
 }
 
