@@ -10,6 +10,7 @@ import torch
 
 from mnistlib import recipes
 from mnistlib.data import mnist, to_images
+from mnistlib.metrics import frechet_to
 from mnistlib.train import TrainStep
 from mnistlib.types import InputError
 
@@ -117,10 +118,19 @@ def test_judged_ddpm(world, weights):
     floor = recipes.load(weights / "digit_features.safetensors").record["metrics"]["floor"]
     assert metrics["samples"] == 64
     assert metrics["sampler"] == "ddim, 5 steps, eta 1"
-    assert metrics["deterministic"]["sampler"] == "ddim, 5 steps, eta 0"
-    assert metrics["deterministic"]["frechet"] != metrics["frechet"]
-    for found in (metrics, metrics["deterministic"]):
-        assert found["times_floor"] == pytest.approx(found["frechet"] / floor)
+    assert metrics["times_floor"] == pytest.approx(metrics["frechet"] / floor)
+
+
+def test_judged_ddpm_compares_the_same_first_noises(world, weights):
+    trained = recipes.load(weights / "ddpm.safetensors")
+    eye = recipes.load(weights / "digit_features.safetensors").model
+    found = trained.record["metrics"]["compared"]
+    assert found["samples"] == 6
+    for eta in (0.0, 1.0):
+        images = recipes.sample(trained, range(6), 5, seed=1, eta=eta)
+        distance = frechet_to((eye.reference_mean, eye.reference_cov), images, eye)
+        assert found[f"eta {eta:.0f}"] == pytest.approx(distance, rel=1e-3)
+    assert found["eta 0"] != found["eta 1"]
 
 
 def test_a_training_can_start_from_the_weights_of_another(world, weights):
