@@ -18,7 +18,7 @@ LAYERS = {
     "checkpoints": 2,
     "train": 3, "metrics": 3, "inception": 3, "plots": 3,
     "recipes": 4,
-    "yardsticks": 5, "cli": 5,
+    "yardsticks": 5, "pace": 5, "cli": 5,
     "ablations": 6, "__main__": 6,
 }
 # fmt: on
