@@ -130,7 +130,7 @@ class UNet(nn.Module):
         self._check(x)
         time = None if self.time is None else self.time(t)
         if cond is None and self.label is not None:
-            cond = self.of_class(torch.full_like(t, self.null))
+            cond = self.of_class(torch.full_like(t, self.null, dtype=torch.int64))
         if cond is not None:
             time = time + cond.vector
         h, skips = self.conv_in(x), []

@@ -14,8 +14,8 @@ FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 LAYERS = {
     "types": -1,  # the words that layer 0 speaks in already
     "compat": 0, "data": 0, "schedules": 0, "layers": 0, "settings": 0,
-    "__init__": 1, "journal": 1, "objective": 1, "samplers": 1, "unet": 1, "classifier": 1,
-    "checkpoints": 2, "guidance": 2,
+    "__init__": 1, "journal": 1, "objective": 1, "samplers": 1, "unet": 1, "vae": 1, "classifier": 1,
+    "checkpoints": 2, "guidance": 2, "latent": 2,
     "train": 3, "metrics": 3, "plots": 3,
     "recipes": 4,
     "ablations": 5, "cli": 5,
