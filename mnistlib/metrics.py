@@ -1,22 +1,29 @@
-"""How good are the samples? Distances and accuracies measured on features of a network.
+"""How good are the samples? Distances, coverage and accuracies, on features of a network.
 
-Legend: N samples, D features.
+Legend: N samples, M samples of another set, D features.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from mnistlib.types import InputError
 
 __all__ = [
+    "Extrapolation",
+    "Neighbours",
+    "PrecisionRecall",
     "accuracy",
     "feature_statistics",
     "features_of",
     "frechet_distance",
+    "frechet_infinity",
     "frechet_to",
     "in_batches",
+    "nearest",
+    "precision_recall",
 ]
 
 Statistics = tuple[Tensor, Tensor]
@@ -72,6 +79,132 @@ def frechet_to(reference: Statistics, images: Tensor, network: nn.Module) -> flo
     ``network.features`` says what is compared; the reference must come from the same network.
     """
     return frechet_distance(reference, feature_statistics(features_of(network, images)))
+
+
+class Extrapolation(NamedTuple):
+    """A straight line through Frechet distances, drawn over 1/n.
+
+    Attributes:
+        value: the distance at 1/n = 0, that is of infinitely many samples.
+        slope: what is added for every 1/n; ``value + slope / n`` is the distance to expect of n.
+        sizes, distances: the n of each subset and the distance that was measured on it.
+    """
+
+    value: float
+    slope: float
+    sizes: list[int]
+    distances: list[float]
+
+
+def frechet_infinity(
+    reference: Statistics,
+    features: Tensor,
+    *,
+    points: int = 15,
+    generator: Generator | None = None,
+) -> Extrapolation:
+    """The Frechet distance that infinitely many samples would have: Chong & Forsyth 2020.
+
+    The distance of n samples is too large by an amount that falls like 1/n. It is measured on
+    random subsets of ``points`` sizes, evenly spaced from a tenth of the samples to all of them;
+    a line in 1/n is fitted by least squares. The law needs n well above D: the smallest subset
+    must have more samples than features.
+
+    Args:
+        reference: mean (D,) and covariance (D, D) of the real set.
+        features: (N, D) of the samples.
+        points: how many sizes, at least 2.
+        generator: draws the subsets.
+
+    Raises:
+        InputError: fewer than 2 points, or not more than 10 D samples.
+    """
+    N, D = features.shape
+    if points < 2 or N // 10 <= D:
+        raise InputError(
+            f"a line needs 2 points or more and more than {10 * D} samples of {D} features, "
+            f"got {points} points and {N} samples"
+        )
+    sizes = torch.linspace(N // 10, N, points).round().long().tolist()
+    subsets = [features[torch.randperm(N, generator=generator)[:n]] for n in sizes]
+    distances = [frechet_distance(reference, feature_statistics(part)) for part in subsets]
+    x = 1 / torch.tensor(sizes, dtype=torch.float64)
+    line = torch.stack([torch.ones_like(x), x], dim=1)
+    y = torch.tensor(distances, dtype=torch.float64)
+    value, slope = torch.linalg.lstsq(line, y[:, None]).solution.flatten().tolist()
+    return Extrapolation(value, slope, sizes, distances)
+
+
+class Neighbours(NamedTuple):
+    """The nearest members of a set, nearest first.
+
+    Attributes:
+        distances: (N, k) Euclidean, float64.
+        indices: (N, k) where in the set they stand.
+    """
+
+    distances: Tensor
+    indices: Tensor
+
+
+def nearest(x: Tensor, others: Tensor, k: int = 1) -> Neighbours:
+    """The k members of ``others`` (M, ...) that lie nearest to each x (N, ...).
+
+    Give images for distances in pixels, or features. A point that is in both sets is its own
+    nearest neighbour, at distance 0.
+
+    Raises:
+        InputError: shapes that do not match, or not 1 <= k <= M.
+    """
+    if x.shape[1:] != others.shape[1:]:
+        raise InputError(f"cannot compare {tuple(x.shape[1:])} with {tuple(others.shape[1:])}")
+    if not 1 <= k <= len(others):
+        raise InputError(f"k must lie between 1 and the size of the set, {len(others)}; got {k}")
+    x, others = x.flatten(1), others.flatten(1)
+    found = [_distances(part, others).topk(k, largest=False) for part in x.split(500)]
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (N, M) of a (N, D) and b (M, D); exactly 0 for equal points."""
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares from 0 to 1.
+
+    Attributes:
+        precision: of the generated points that lie where real ones do.
+        recall: of the real points that lie where generated ones do.
+    """
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> PrecisionRecall:
+    """Improved precision and recall of features (M, D) and (N, D): Kynkaanniemi et al. 2019.
+
+    A set is thought of as filling a ball around each of its points that reaches to the point's
+    k-th nearest neighbour in the set (eq. 1). Precision is the share of generated points inside
+    the real set's balls, recall the share of real points inside the generated set's (eq. 2).
+    Both depend on M and N, so compare sets of the same size only.
+
+    Raises:
+        InputError: a set with no more than k points, or features of different length.
+    """
+    if min(len(real), len(generated)) <= k:
+        raise InputError(
+            f"need more than k = {k} points in each set, got {len(real)} and {len(generated)}"
+        )
+    return PrecisionRecall(_share_inside(generated, real, k), _share_inside(real, generated, k))
+
+
+def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
+    """Share of points that lie in the ball of one centre or more."""
+    radii = nearest(centres, centres, k + 1).distances[:, -1]  # each is nearest to itself
+    inside = [(_distances(part, centres) <= radii).any(1) for part in points.split(500)]
+    return float(torch.cat(inside).double().mean())
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -3,9 +3,13 @@
 All share one signature. ``times`` is any decreasing sequence of ints that ends in 0; the sampler
 knows nothing of conditions, guidance or latents, which are wrapped around ``denoise``.
 Coefficients are combined in float64 and cast last.
+
+A step leads from time t to time s. Steps are not network evaluations: ``heun`` calls the network
+twice in each step but the last, the others once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,7 +18,20 @@ from torch import Generator, Tensor
 from mnistlib.schedules import NoiseSchedule
 from mnistlib.types import Denoiser, InputError, Step
 
-__all__ = ["ddim", "ddpm", "draw_noise"]
+__all__ = [
+    "SAMPLERS",
+    "Sampler",
+    "ddim",
+    "ddpm",
+    "dpm_solver_pp",
+    "draw_noise",
+    "evaluations",
+    "heun",
+    "make_sampler",
+]
+
+Sampler = Callable[..., Iterator[Step]]
+"""``(denoise, schedule, x_T, times, *, generator=None)`` -> one ``Step`` per pair of times."""
 
 
 Generators = Generator | Sequence[Generator] | None
@@ -47,6 +64,7 @@ def ddpm(
 
     Ho et al. 2020, eq. 6-7, written for any pair of times s < t so that steps may be skipped;
     the variance is the posterior's own (their "fixed small" choice), zero in the last step.
+    One network evaluation a step.
 
     Args:
         denoise: guesses the noise in x_t.
@@ -84,6 +102,7 @@ def ddim(
     """Denoising diffusion implicit sampling (Song et al. 2021, eq. 12 and 16).
 
     ``eta=0`` draws no noise: the picture is a function of ``x_T``. ``eta=1`` is ``ddpm``.
+    One network evaluation a step.
 
     Args:
         denoise, schedule, x_T, times, generator: as in ``ddpm``.
@@ -106,9 +125,116 @@ def ddim(
         yield Step(s, x, x0_hat)
 
 
+def heun(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    times: Sequence[int],
+    *,
+    generator: Generators = None,
+) -> Iterator[Step]:
+    """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithm 1).
+
+    With y = x_t / alpha_t and r = sigma_t / alpha_t the ODE is dy/dr = eps_hat (Song et al. 2021,
+    eq. 14). A step of Euler's method is ddim's; Heun's repeats it with the mean of the slopes at
+    both ends. The last step is Euler's, since there is no slope at r = 0. Two network evaluations
+    a step, one in the last.
+
+    A difference of the two slopes is multiplied by the step in r, which is thousands where
+    alpha_T is nearly 0. With the cosine schedule take ``log_snr_times``.
+
+    Args:
+        denoise, schedule, x_T, times: as in ``ddpm``.
+        generator: not used, nothing is drawn.
+
+    Raises:
+        InputError: ``times`` does not decrease to 0 or leaves the schedule.
+    """
+    x = x_T
+    for t, s in _pairs(schedule, times):
+        a_t, a_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+        eps = denoise(x, _batch_of(t, x))
+        x0_hat = _x0_hat(x, eps, a_t)
+        euler = _mixed(x0_hat, eps, a_s)
+        if s > 0:
+            mean = (eps + denoise(euler, _batch_of(s, x))) / 2
+            x = _mixed(_x0_hat(x, mean, a_t), mean, a_s)  # y_s = y_t + (r_s - r_t) mean
+        else:
+            x = euler
+        yield Step(s, x, x0_hat)
+
+
+def dpm_solver_pp(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    times: Sequence[int],
+    *,
+    generator: Generators = None,
+) -> Iterator[Step]:
+    """DPM-Solver++ (2M): the ODE solved for a guess of x_0 that is linear in the log-SNR.
+
+    Lu et al. 2022, algorithm 2, with lambda half the log-SNR. The line goes through this guess
+    and the last one; its value half-way through the step takes the place of x0_hat in ddim's
+    step. The first step has no last guess and the last step, to infinite log-SNR, no half-way:
+    both are ddim's. One network evaluation a step.
+
+    Args:
+        denoise, schedule, x_T, times: as in ``ddpm``.
+        generator: not used, nothing is drawn.
+
+    Raises:
+        InputError: ``times`` does not decrease to 0 or leaves the schedule.
+    """
+    x, log_snr, before = x_T, schedule.log_snr, None
+    for t, s in _pairs(schedule, times):
+        a_t, a_s, h = schedule.alpha_bar[t], schedule.alpha_bar[s], log_snr[s] - log_snr[t]
+        x0_hat = x0_mid = _x0_hat(x, denoise(x, _batch_of(t, x)), a_t)
+        if before is not None and s > 0:
+            last_x0_hat, last_h = before
+            x0_mid = x0_hat + float(h / (2 * last_h)) * (x0_hat - last_x0_hat)
+        before = x0_hat, h
+        x = _mixed(x0_mid, _eps(x, x0_mid, a_t), a_s)
+        yield Step(s, x, x0_hat)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "heun": heun,
+    "dpm_solver_pp": dpm_solver_pp,
+}
+
+
+def make_sampler(name: str, eta: float = 0.0) -> Sampler:
+    """The sampler called ``name`` (a key of ``SAMPLERS``); ``eta`` is ddim's, others ignore it.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in SAMPLERS:
+        raise InputError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    return partial(ddim, eta=eta) if name == "ddim" else SAMPLERS[name]
+
+
+def evaluations(name: str, steps: int) -> int:
+    """How often the sampler called ``name`` calls the network in so many steps."""
+    return 2 * steps - 1 if name == "heun" else steps
+
+
 def _x0_hat(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Solve x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps for x_0."""
     return (x_t - float((1 - alpha_bar_t).sqrt()) * eps) / float(alpha_bar_t.sqrt())
+
+
+def _eps(x_t: Tensor, x_0: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Solve the same for eps."""
+    return (x_t - float(alpha_bar_t.sqrt()) * x_0) / float((1 - alpha_bar_t).sqrt())
+
+
+def _mixed(x_0: Tensor, eps: Tensor, alpha_bar_s: Tensor) -> Tensor:
+    """Put an image and a noise together at time s."""
+    return float(alpha_bar_s.sqrt()) * x_0 + float((1 - alpha_bar_s).sqrt()) * eps
 
 
 def _batch_of(t: int, x: Tensor) -> Tensor:

@@ -13,11 +13,16 @@ from torch import Tensor
 from mnistlib.types import InputError
 
 __all__ = [
+    "GRIDS",
     "SCHEDULES",
     "NoiseSchedule",
     "cosine",
+    "leading_times",
     "linear",
+    "log_snr_times",
     "make_schedule",
+    "make_times",
+    "quadratic_times",
     "scaled_linear",
     "uniform_times",
 ]
@@ -63,6 +68,11 @@ class NoiseSchedule:
     def snr(self) -> Tensor:
         """Shape (T+1,), float64; signal power over noise, alpha_bar / (1 - alpha_bar); inf at 0."""
         return self.alpha_bar / (1 - self.alpha_bar)
+
+    @property
+    def log_snr(self) -> Tensor:
+        """Shape (T+1,), float64; natural logarithm of ``snr``; inf at 0."""
+        return self.alpha_bar.log() - (1 - self.alpha_bar).log()
 
     def rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise amplitude of each element of a batch.
@@ -127,12 +137,98 @@ def make_schedule(name: str, T: int = 1000) -> NoiseSchedule:
     return SCHEDULES[name](T)
 
 
+# ---- time grids ----------------------------------------------------------------------------
+#
+# A grid is ``steps + 1`` decreasing ints that end in 0. Where the formula would name an integer
+# twice, its neighbours are used: see ``_distinct``.
+
+
 def uniform_times(T: int, steps: int) -> list[int]:
     """``steps + 1`` evenly spaced times from T down to 0, the grid that a sampler walks.
+
+    It is the grid called "trailing" by Lin et al. 2024, table 2.
 
     Raises:
         InputError: ``steps`` is not between 1 and T.
     """
-    if not 1 <= steps <= T:
-        raise InputError(f"steps must be between 1 and {T}, got {steps}")
+    _check_steps(T, steps)
     return [round(T * (steps - i) / steps) for i in range(steps + 1)]
+
+
+def leading_times(T: int, steps: int) -> list[int]:
+    """Evenly spaced times that end in 1, 0 and begin a whole step below T.
+
+    It is the grid called "leading" by Lin et al. 2024, table 2, who show what is wrong with it:
+    the sampler starts at a time that still holds signal, with pure noise.
+
+    Raises:
+        InputError: ``steps`` is not between 1 and T.
+    """
+    _check_steps(T, steps)
+    return [*range(1 + (steps - 1) * (T // steps), 0, -(T // steps)), 0]
+
+
+def quadratic_times(T: int, steps: int) -> list[int]:
+    """Times from T down to 0 whose square roots are evenly spaced: short steps near the data.
+
+    Song et al. 2021 (DDIM), appendix D.2.
+
+    Raises:
+        InputError: ``steps`` is not between 1 and T.
+    """
+    _check_steps(T, steps)
+    return _distinct([round(T * ((steps - i) / steps) ** 2) for i in range(steps)])
+
+
+def log_snr_times(schedule: NoiseSchedule, steps: int, lowest: float = -10.2) -> list[int]:
+    """Times whose log-SNR is evenly spaced, down to time 1, then 0 (Lu et al. 2022).
+
+    The first is T, unless the log-SNR falls below ``lowest`` on the way, as the cosine schedule's
+    does: then it is the last time above. Less than 1 part in 20,000 of the variance is signal
+    there, so that pure noise may stand for x_t, and no step is spent on what is noise alone.
+
+    Raises:
+        InputError: ``steps`` is not between 1 and the first time.
+    """
+    known = schedule.log_snr[1:]  # entry i belongs to time i + 1
+    first = max(int((known >= lowest).sum()), 1)
+    _check_steps(first, steps)
+    wanted = torch.linspace(float(known[first - 1]), float(known[0]), steps, dtype=torch.float64)
+    return _distinct([1 + int((known - w).abs().argmin()) for w in wanted])
+
+
+GRIDS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
+    "uniform": lambda schedule, steps: uniform_times(schedule.T, steps),
+    "leading": lambda schedule, steps: leading_times(schedule.T, steps),
+    "quadratic": lambda schedule, steps: quadratic_times(schedule.T, steps),
+    "log_snr": log_snr_times,
+}
+
+
+def make_times(name: str, schedule: NoiseSchedule, steps: int) -> list[int]:
+    """The grid called ``name`` (a key of ``GRIDS``) with ``steps + 1`` times of a schedule.
+
+    Raises:
+        InputError: the name is unknown, or the grid cannot hold so many steps.
+    """
+    if name not in GRIDS:
+        raise InputError(f"unknown grid {name!r}; choose one of {', '.join(GRIDS)}")
+    return GRIDS[name](schedule, steps)
+
+
+def _check_steps(most: int, steps: int) -> None:
+    if not 1 <= steps <= most:
+        raise InputError(f"steps must be between 1 and {most}, got {steps}")
+
+
+def _distinct(times: list[int]) -> list[int]:
+    """Let times that fall upon each other make room, and end in 0.
+
+    From the left each time becomes smaller than the one before it; where that pushes the last
+    ones below 1, they move up again, and those before them with them. The first is at least
+    ``len(times)``, so there is room for all.
+    """
+    n = len(times)
+    for i in range(1, n):
+        times[i] = min(times[i], times[i - 1] - 1)
+    return [max(t, n - i) for i, t in enumerate(times)] + [0]

@@ -88,7 +88,11 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
     Raises:
         KeyError: a field is missing, other than one that was ``added`` since.
+        TypeError: a field is there that the class does not have.
     """
+    unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
     made = {}
     for f in dataclasses.fields(cls):
         value = values.get(f.name, f.default) if "added" in f.metadata else values[f.name]

@@ -60,8 +60,11 @@ are in [book/records](book/records).
 def training(trained):
     """Return how long a training took, and on what."""
     r = trained.record
+    earlier = r.get("started_from", {"images_seen": 0, "seconds": 0})
+    images = r["images_seen"] + earlier["images_seen"]
+    minutes = (r["seconds"] + earlier["seconds"]) / 60
     device = f"{r['threads']} threads of a CPU" if r["device"] == "cpu" else r["device"]
-    return f"{r['images_seen']:,} images in {r['seconds'] / 60:.0f} minutes on {device}"
+    return f"{images:,} images in {minutes:.0f} minutes on {device}"
 
 
 def renewed(text):

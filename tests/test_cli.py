@@ -113,6 +113,7 @@ def flip(path, position=-1):
         (("ddpm", *SMOKE, "--set", "batch_size=0"), "batch_size"),
         (("ddpm", *SMOKE, "--set", "predicts=noise"), "choose one of eps, x0, v"),
         (("ddpm", *SMOKE, "--resume"), "does not exist"),
+        (("ddpm", *SMOKE, "--init", "none.safetensors"), "none.safetensors does not exist"),
     ],
 )
 def test_train_refuses(refused, args, reason):
@@ -232,6 +233,8 @@ def test_evaluate_a_folder(done, world):
     result = done("evaluate", "folder")
     assert result["images"] == 20
     assert result["times_floor"] == pytest.approx(1)  # these are the digits of the floor
+    assert 0 <= result["precision"] <= 1
+    assert 0 <= result["recall"] <= 1
     lines = ["file,label", *(f"{i:03d}.png,{n}" for i, n in enumerate(digits.labels))]
     (world / "folder" / "labels.csv").write_text("\n".join(lines))
     accuracy = recipes.train_or_load("digit_features", "read").record["metrics"]["test_accuracy"]
@@ -242,8 +245,36 @@ def test_evaluate_a_model(done):
     result = done("evaluate", "ddpm", "--count", 8, "--steps", 2)
     assert (result["source"], result["images"]) == ("ddpm", 8)
     assert result["frechet"] > 0
+    assert set(result) >= {"times_floor", "precision", "recall"}
     result = done("evaluate", "digit_features")
     assert set(result) == {"source", "accuracy", "images"}
+
+
+def test_evaluate_finds_the_embedded_digits_precise_and_complete(done, world):
+    for i, image in enumerate(data.to_images(data.mnist(source="small").images[:40])):
+        data.write_png(world / "folder" / f"{i:03d}.png", image)
+    result = done("evaluate", "folder")
+    assert (result["precision"], result["recall"]) == (1, 1)
+
+
+def test_evaluate_with_the_distance_of_papers(done, monkeypatch):
+    """Nine images and the 100 made digits are handed to it."""
+    seen = []
+    monkeypatch.setattr(cli.inception, "inception_metric", lambda device: "metric")
+    monkeypatch.setattr(
+        cli.inception, "inception_distance", lambda *given: seen.append(given) or 4.5
+    )
+    result = done("evaluate", "ddpm", "--count", 9, "--steps", 2, "--inception")
+    assert (result["inception"], result["inception_digits"], result["images"]) == (4.5, 100, 9)
+    metric, real, images = seen[0]
+    assert metric == "metric"
+    assert (len(real), len(images)) == (100, 9)
+
+
+def test_evaluate_says_when_the_inception_network_cannot_be_had(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    reason = refused("evaluate", "ddpm", "--inception")
+    assert "pip install torchmetrics torch-fidelity" in reason
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,27 @@
-"""The metrics: Frechet distance against scipy and closed forms, accuracy, refusals."""
+"""The metrics, against scipy, scikit-learn, torchmetrics, closed forms; and their refusals."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from sklearn.neighbors import NearestNeighbors
 from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
+from mnistlib import metrics
+from mnistlib.data import generator_for
 from mnistlib.metrics import (
     accuracy,
     feature_statistics,
     features_of,
     frechet_distance,
+    frechet_infinity,
     frechet_to,
     in_batches,
+    nearest,
+    precision_recall,
 )
 from mnistlib.types import InputError
 
@@ -89,6 +98,28 @@ def test_frechet_matches_scipy(d, seed):
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
 
 
+class Same(nn.Module):
+    """What torchmetrics takes for its network: the "images" are features already."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.num_features = d
+
+    def forward(self, x):
+        """(N, D) -> (N, D)."""
+        return x
+
+
+@pytest.mark.parametrize("d", [3, 60])
+def test_frechet_matches_torchmetrics(d):
+    real, fake = features(400, d, seed=1).double(), features(300, d, seed=2).double()
+    theirs = FrechetInceptionDistance(Same(d))
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    ours = frechet_distance(feature_statistics(real), feature_statistics(fake))
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-7)
+
+
 @pytest.mark.parametrize("n", [5, 500])  # 5 samples of 8 features: a singular covariance
 def test_frechet_of_equal_sets_is_zero(n):
     x = features(n, 8, seed=3)
@@ -123,6 +154,179 @@ def test_frechet_to_uses_the_features_of_the_network():
     assert torch.equal(features_of(Eye(), images), images.flatten(1)[:, :3])
     expected = frechet_distance(reference, feature_statistics(images.flatten(1)[:, :3]))
     assert frechet_to(reference, images, Eye()) == pytest.approx(expected)
+
+
+# ---- bias and extrapolation ----------------------------------------------------------------
+
+
+def gaussian(n, deviations, seed, shift=0.0):
+    """Return n independent Gaussian features with the given standard deviations, float64."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(shift + rng.standard_normal((n, len(deviations))) * deviations)
+
+
+def test_bias_follows_its_law():
+    """Chapter 4: n draws of a Gaussian lie c / n from it, with c from its eigenvalues."""
+    deviations = np.array([3.0, 2.0, 2.0, 1.0, 0.5, 0.1])
+    values = deviations**2
+    products = np.outer(values, values) * (1 + np.eye(6)) / np.add.outer(values, values)
+    c = values.sum() + products.sum() / 2
+    truth = torch.zeros(6, dtype=torch.float64), torch.diag(torch.from_numpy(values))
+    for n in (200, 800):
+        found = [
+            frechet_distance(truth, feature_statistics(gaussian(n, deviations, seed)))
+            for seed in range(200)
+        ]
+        assert np.mean(found) == pytest.approx(c / n, rel=0.15)
+
+
+def test_extrapolation_removes_the_bias():
+    """The distance of two known Gaussians, from 10 sets of 500 samples of 8 features."""
+    truth = torch.zeros(8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
+    plain, corrected = [], []
+    for seed in range(10):
+        x = gaussian(500, 1.5 * np.ones(8), seed, shift=0.25)
+        plain.append(frechet_distance(truth, feature_statistics(x)))
+        line = frechet_infinity(truth, x, generator=generator_for(seed))
+        corrected.append(line.value)
+        assert line.distances[-1] == pytest.approx(plain[-1])
+    expected = 8 * 0.25**2 + 8 * 0.5**2
+    assert np.mean(plain) - expected > 4 * abs(np.mean(corrected) - expected)
+    assert np.mean(corrected) == pytest.approx(expected, rel=0.03)
+
+
+def test_extrapolation_is_a_line_in_the_inverse_number():
+    reference, x = feature_statistics(features(900, 4, seed=0)), features(333, 4, seed=1)
+    line = frechet_infinity(reference, x, points=7, generator=generator_for(0))
+    assert line.sizes == [33, 83, 133, 183, 233, 283, 333]
+    slope, value = np.polyfit(1 / np.array(line.sizes), line.distances, 1)
+    assert (line.value, line.slope) == pytest.approx((value, slope), rel=1e-8)
+    again = frechet_infinity(reference, x, points=7, generator=generator_for(0))
+    assert line == again
+    other = frechet_infinity(reference, x, points=7, generator=generator_for(1))
+    assert line.distances[:-1] != other.distances[:-1], "the subsets are drawn"
+
+
+def test_extrapolation_uses_subsets_without_repetition(monkeypatch):
+    seen = []
+
+    def statistics(part):
+        seen.append(part[:, 0])
+        return feature_statistics(part)
+
+    monkeypatch.setattr(metrics, "feature_statistics", statistics)
+    x = torch.arange(100.0)[:, None]
+    frechet_infinity(feature_statistics(x), x, points=4, generator=generator_for(3))
+    assert [len(part) for part in seen] == [10, 40, 70, 100]
+    assert all(len(part.unique()) == len(part) for part in seen)
+    assert not torch.equal(seen[0], x[:10, 0])
+
+
+@pytest.mark.parametrize(("n", "points"), [(409, 15), (1000, 1), (5, 15)])
+def test_extrapolation_refuses(n, points):
+    x = features(n, 40, seed=0)
+    with pytest.raises(InputError, match=f"got {points} points and {n} samples"):
+        frechet_infinity(feature_statistics(x), x, points=points)
+
+
+# ---- neighbours, precision and recall ------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 5), (1100, 7, 2)])
+def test_nearest_matches_scikit_learn(n, m, d, k):
+    x, others = features(n, d, seed=0), features(m, d, seed=1)
+    theirs = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(others.double().numpy())
+    distances, indices = theirs.kneighbors(x.double().numpy())
+    found = nearest(x, others, k)
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-6)
+    np.testing.assert_array_equal(found.indices, indices)
+
+
+def test_nearest_of_images_finds_copies_exactly():
+    images = features(60, 64, seed=2, scale=100.0).view(60, 1, 8, 8)
+    found = nearest(images[10:20], images)
+    assert torch.equal(found.indices[:, 0], torch.arange(10, 20))
+    assert (found.distances == 0).all()
+
+
+@pytest.mark.parametrize("k", [0, 6])
+def test_nearest_refuses_what_is_not_there(k):
+    with pytest.raises(InputError, match=f"between 1 and the size of the set, 5; got {k}"):
+        nearest(torch.zeros(2, 3), torch.zeros(5, 3), k)
+
+
+def test_nearest_refuses_other_shapes():
+    with pytest.raises(InputError, match=r"cannot compare \(1, 28, 28\) with \(1, 32, 32\)"):
+        nearest(torch.zeros(2, 1, 28, 28), torch.zeros(5, 1, 32, 32))
+
+
+def brute_force(real, generated, k):
+    """Return precision and recall, point by point, as the paper's equations say."""
+
+    def share(points, centres):
+        fit = NearestNeighbors(n_neighbors=k + 1).fit(centres)
+        radii = fit.kneighbors(centres)[0][:, k]
+        inside = 0
+        for p in points:
+            inside += any(np.sqrt(((p - c) ** 2).sum()) <= r for c, r in zip(centres, radii))  # noqa: B905
+        return inside / len(points)
+
+    real, generated = real.double().numpy(), generated.double().numpy()
+    return share(generated, real), share(real, generated)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_precision_and_recall_match_brute_force(seed, k):
+    """Sets of different size and spread, so that precision and recall differ."""
+    rng = np.random.default_rng(seed)
+    real = torch.from_numpy(rng.standard_normal((120, 3)))
+    generated = torch.from_numpy(1 + 0.7 * rng.standard_normal((70, 3)))
+    found = precision_recall(real, generated, k)
+    assert found == pytest.approx(brute_force(real, generated, k))
+    assert 0 < found.recall < 1
+    assert 0 < found.precision < 1
+
+
+def test_precision_and_recall_of_more_than_one_batch():
+    real, generated = features(1203, 2, seed=0), features(1101, 2, seed=1)
+    assert precision_recall(real, generated) == pytest.approx(brute_force(real, generated, 3))
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(4, 40), k=st.integers(1, 3))
+def test_equal_sets_are_precise_and_complete(seed, n, k):
+    x = features(n, 3, seed)
+    assert precision_recall(x, x.flip(0), k) == (1, 1)
+    assert precision_recall(x, x + 1e4, k) == (0, 0)
+
+
+@given(seed=st.integers(0, 1000))
+def test_precision_and_recall_change_places_with_the_sets(seed):
+    a, b = features(30, 3, seed), features(25, 3, seed + 1)
+    assert precision_recall(a, b) == precision_recall(b, a)[::-1]
+
+
+@given(seed=st.integers(0, 1000), angle=st.floats(0, 6), scale=st.floats(0.1, 10))
+def test_precision_and_recall_do_not_depend_on_the_frame(seed, angle, scale):
+    turn = scale * matrix([np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)])
+    a, b = features(30, 2, seed).double(), features(25, 2, seed + 1).double()
+    moved = precision_recall(a @ turn + 3, b @ turn + 3)
+    assert moved == pytest.approx(precision_recall(a, b))
+
+
+def test_what_is_lost_and_what_is_added():
+    """Two clusters are real. One alone is precise; one more that is not real is complete."""
+    left, right, wrong = (features(50, 2, seed=s) / 100 + c for s, c in enumerate((0, 20, 40)))
+    real = torch.cat([left, right])
+    assert precision_recall(real, left) == (1, 0.5)
+    found = precision_recall(real, torch.cat([left, right, wrong]))
+    assert found == pytest.approx((2 / 3, 1))
+
+
+def test_precision_and_recall_refuse_small_sets():
+    with pytest.raises(InputError, match="more than k = 3 points in each set, got 9 and 3"):
+        precision_recall(torch.zeros(9, 2), torch.zeros(3, 2))
 
 
 # ---- accuracy ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from mnistlib import recipes
+from mnistlib import jobs, recipes
 from mnistlib.data import mnist, to_images
 from mnistlib.train import TrainStep
 from mnistlib.types import InputError
@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
         patch.setattr(recipes, "WEIGHTS", folder)
-        for name in ("digit_features", "ddpm"):
+        for name in recipes.RECIPES:
             *_, last = recipes.train(
                 name, recipes.settings_of(name, "smoke"), profile="smoke", out=folder / name
             )
@@ -123,6 +123,39 @@ def test_judged_ddpm(world, weights):
         assert found["times_floor"] == pytest.approx(found["frechet"] / floor)
 
 
+def test_a_training_can_start_from_the_weights_of_another(world, weights):
+    """With a learning rate of nearly nothing the weights stay where they started."""
+    changes = QUICK | {"steps": "2", "lr": "1e-12", "seed": "5"}
+    settings = recipes.settings_of("ddpm", "smoke", changes)
+    first = recipes.load(weights / "ddpm.safetensors")
+    *_, last = recipes.train(
+        "ddpm", settings, profile="smoke", init=weights / "ddpm.safetensors", out=world / "second"
+    )
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(last.model.state_dict()[name], value, rtol=0, atol=1e-3)
+    loaded = recipes.load(world / "second" / "ddpm.safetensors").record
+    for record in (last.record, loaded):
+        assert record["started_from"]["sha256"] == first.record["sha256"]
+        assert record["started_from"]["images_seen"] == first.record["images_seen"]
+        assert record["images_seen"] == 2 * 4
+    assert "started_from" not in first.record
+
+
+def test_weights_of_another_network_start_nothing(world, weights):
+    settings = recipes.settings_of("ddpm", "smoke", {"widths": "8,24"})
+    with pytest.raises(InputError, match="holds another network"):
+        next(
+            recipes.train(
+                "ddpm",
+                settings,
+                profile="smoke",
+                init=weights / "ddpm.safetensors",
+                out=world / "second",
+            )
+        )
+    assert not (world / "second").exists()
+
+
 def test_snapshots_are_kept(world):
     settings = recipes.settings_of("ddpm", "smoke", QUICK | {"snapshots": "1,7"})
     ema = {}
@@ -169,7 +202,7 @@ def test_shifted_images(shift):
     """Against slices of the padded image, one image at a time, for every offset there is."""
     offsets = [(y, x) for y in range(-shift, shift + 1) for x in range(-shift, shift + 1)]
     images = torch.rand(len(offsets), 1, 6, 6)
-    found = recipes._shifted(images, torch.tensor(offsets), shift)
+    found = jobs.shifted(images, torch.tensor(offsets), shift)
     for image, (y, x), moved in zip(images.numpy(), offsets, found.numpy(), strict=True):
         padded = np.pad(image[0], shift, constant_values=-1)
         np.testing.assert_array_equal(moved[0], padded[shift + y :, shift + x :][:6, :6])

@@ -6,17 +6,22 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import any_schedule, of_betas
 
 from mnistlib.schedules import (
+    GRIDS,
     SCHEDULES,
     NoiseSchedule,
     cosine,
+    leading_times,
     linear,
+    log_snr_times,
     make_schedule,
+    make_times,
+    quadratic_times,
     scaled_linear,
     uniform_times,
 )
@@ -64,6 +69,7 @@ def test_snr_falls(schedule):
     assert snr[0] == np.inf
     assert (snr[1:] < snr[:-1]).all()
     np.testing.assert_allclose(snr[1:], (alpha[1:] / sigma[1:]) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(schedule.log_snr.exp(), snr, rtol=1e-9)
 
 
 @given(st.lists(st.floats(1e-4, 0.9), min_size=1, max_size=30))
@@ -133,6 +139,78 @@ def test_uniform_times_are_even(case):
     assert all(t > s for t, s in pairwise(times))
 
 
+@given(any_schedule(), st.integers(1, 200))
+def test_every_grid_decreases_to_zero(schedule, steps):
+    """Exactly steps + 1 times, whatever roundings fall together; or a refusal that says the most.
+
+    The grid in log-SNR may begin later than T, and then holds fewer steps.
+    """
+    most = dict.fromkeys(GRIDS, schedule.T) | {"log_snr": log_snr_times(schedule, 1)[0]}
+    for name in GRIDS:
+        if steps > most[name]:
+            with pytest.raises(InputError, match=f"between 1 and {most[name]}, got {steps}"):
+                make_times(name, schedule, steps)
+            continue
+        times = make_times(name, schedule, steps)
+        assert (len(times), times[-1]) == (steps + 1, 0)
+        assert times[0] <= schedule.T
+        assert all(t > s for t, s in pairwise(times))
+
+
+@pytest.mark.parametrize(("name", "spacing"), [("uniform", "trailing"), ("leading", "leading")])
+@pytest.mark.parametrize(("T", "steps"), [(1000, 10), (1000, 7), (1000, 30), (60, 60), (50, 1)])
+def test_even_grids_match_diffusers(name, spacing, T, steps):
+    scheduler = DDIMScheduler(T, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    theirs = [int(t) + 1 for t in scheduler.timesteps]  # their index 0 is our time 1
+    assert make_times(name, linear(T), steps) == [*theirs, 0]
+
+
+def test_leading_grid_begins_a_step_late():
+    assert leading_times(1000, 4) == [751, 501, 251, 1, 0]
+    assert uniform_times(1000, 4) == [1000, 750, 500, 250, 0]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10, 31])
+def test_quadratic_times_are_squares(steps):
+    """Song et al. 2021, appendix D.2: the i-th time is c i^2; there is room for these."""
+    times = quadratic_times(1000, steps)
+    assert times == [round(1000 / steps**2 * i**2) for i in range(steps, -1, -1)]
+
+
+def test_grids_make_room_where_roundings_meet():
+    assert quadratic_times(20, 10) == [20, 16, 13, 10, 7, 5, 4, 3, 2, 1, 0]
+    assert quadratic_times(5, 5) == [5, 4, 3, 2, 1, 0]
+    assert log_snr_times(linear(6), 6) == [6, 5, 4, 3, 2, 1, 0]
+    assert log_snr_times(cosine(), 200)[:4] == [996, 995, 994, 993]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("steps", [5, 12, 25])
+def test_log_snr_times_are_even_in_log_snr(name, steps):
+    """To within what the nearest integer time allows; where two meet, only in order."""
+    schedule = make_schedule(name)
+    times = log_snr_times(schedule, steps)
+    a = schedule.alpha_bar.numpy()
+    found = np.log(a[times[:-1]] / (1 - a[times[:-1]]))
+    wanted = np.linspace(found[0], found[-1], steps)
+    step = (found[-1] - found[0]) / (steps - 1)
+    inside = [i for i, t in enumerate(times[:-1]) if 10 < t < 990]
+    assert len(inside) > steps / 3
+    assert abs(found - wanted)[inside].max() < 0.15
+    assert abs(found - wanted).max() < step
+    assert times[-2] == 1
+
+
+def test_log_snr_times_skip_what_is_noise_alone():
+    """The cosine schedule begins where half the log-SNR is -5.1, the others at T."""
+    a = cosine().alpha_bar
+    first = log_snr_times(cosine(), 5)[0]
+    assert math.log(a[first] / (1 - a[first])) >= -10.2 > math.log(a[first + 1])
+    assert a[first] < 1 / 20_000
+    assert log_snr_times(linear(), 5)[0] == log_snr_times(scaled_linear(), 5)[0] == 1000
+
+
 # ---- refusals ------------------------------------------------------------------------------
 
 
@@ -169,5 +247,11 @@ def test_unknown_schedule_is_refused():
 
 @pytest.mark.parametrize("steps", [0, -1, 11])
 def test_impossible_number_of_steps_is_refused(steps):
-    with pytest.raises(InputError, match="steps must be between 1 and 10"):
-        uniform_times(10, steps)
+    for name in GRIDS:
+        with pytest.raises(InputError, match=r"steps must be between 1 and (9|10), got"):
+            make_times(name, cosine(10), steps)
+
+
+def test_unknown_grid_is_refused():
+    with pytest.raises(InputError, match="'karras'; choose one of uniform, leading, quadratic"):
+        make_times("karras", linear(), 5)

@@ -1,0 +1,139 @@
+"""The tests can fail: each planted mistake in a file of the library is caught by a named test.
+
+A mutant is the text of a file with one piece replaced, run in memory. Its functions take the place
+of the library's in a test file, and the test named must then fail. Nothing on disk changes.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from mnistlib.schedules import cosine
+
+PACKAGE = Path(__file__).resolve().parents[1] / "mnistlib"
+
+
+class Mutant(NamedTuple):
+    """A mistake: `old` becomes `new` in `file`; `test(*args)` of tests/test_FILE.py must fail."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+    args: tuple = ()
+
+
+# fmt: off
+METRICS = [
+    Mutant("metrics", "c_b.trace() - 2 * cross", "c_b.trace() - cross",
+           "test_frechet_matches_scipy", (5, 0)),
+    Mutant("metrics", "(m_a - m_b).square().sum()", "(m_a - m_b).abs().sum()",
+           "test_frechet_matches_torchmetrics", (3,)),
+    Mutant("metrics", "root_a @ c_b @ root_a", "c_a @ c_b @ c_a",
+           "test_frechet_of_known_gaussians"),
+    Mutant("metrics", "torch.cov(x.T)", "torch.cov(x.T, correction=0)",
+           "test_statistics_equal_numpy", (50, 6)),
+    Mutant("metrics", "values.clamp(min=0).sqrt() @", "values.clamp(min=0) @",
+           "test_frechet_matches_scipy", (5, 0)),
+    Mutant("metrics", "x = 1 / torch.tensor(sizes", "x = torch.tensor(sizes",
+           "test_extrapolation_is_a_line_in_the_inverse_number"),
+    Mutant("metrics", "value, slope = torch", "slope, value = torch",
+           "test_extrapolation_removes_the_bias"),
+    Mutant("metrics", "features[torch.randperm(N, generator=generator)[:n]]", "features[:n]",
+           "test_extrapolation_is_a_line_in_the_inverse_number"),
+    Mutant("metrics", "nearest(centres, centres, k + 1)", "nearest(centres, centres, k)",
+           "test_precision_and_recall_match_brute_force", (0, 3)),
+    Mutant("metrics", ".distances[:, -1]", ".distances[:, 0]",
+           "test_precision_and_recall_match_brute_force", (0, 3)),
+    Mutant("metrics", "_share_inside(generated, real, k), _share_inside(real, generated, k)",
+           "_share_inside(real, generated, k), _share_inside(generated, real, k)",
+           "test_what_is_lost_and_what_is_added"),
+    Mutant("metrics", "<= radii).any(1)", "<= radii).all(1)",
+           "test_precision_and_recall_match_brute_force", (0, 3)),
+    Mutant("metrics", "largest=False", "largest=True",
+           "test_nearest_matches_scikit_learn", (40, 30, 5, 1)),
+    Mutant("metrics", 'compute_mode="donot_use_mm_for_euclid_dist"',
+           'compute_mode="use_mm_for_euclid_dist"', "test_nearest_of_images_finds_copies_exactly"),
+    Mutant("metrics", "scores.argmax(1)", "scores.argmin(1)",
+           "test_accuracy_counts_the_highest_scores"),
+]
+WALK = (cosine(), [900, 400, 20, 3, 0])
+SAMPLERS = [
+    Mutant("samplers", "a_s.sqrt() * (1 - a_ts) /", "a_s.sqrt() * a_ts /",
+           "test_posterior_equals_gaussian_conditioning", (cosine(), 500, 20)),
+    Mutant("samplers", "mean_xt = a_ts.sqrt()", "mean_xt = a_ts",
+           "test_posterior_equals_gaussian_conditioning", (cosine(), 500, 20)),
+    Mutant("samplers", "* (1 - a_ts)).sqrt()", "* (1 - a_ts))",
+           "test_posterior_equals_gaussian_conditioning", (cosine(), 500, 20)),
+    Mutant("samplers", "var = eta**2 *", "var = eta *",
+           "test_ddim_step_equals_numpy", (*WALK, 0.3)),
+    Mutant("samplers", "(1 - a_t / a_s)", "(1 - a_t)",
+           "test_ddim_step_equals_numpy", (*WALK, 0.3)),
+    Mutant("samplers", "denoise(euler, _batch_of(s, x))", "denoise(euler, _batch_of(t, x))",
+           "test_heun_step_equals_numpy", WALK),
+    Mutant("samplers", "denoise(euler, _batch_of(s, x))", "denoise(x, _batch_of(s, x))",
+           "test_heun_step_equals_numpy", WALK),
+    Mutant("samplers", "_batch_of(s, x))) / 2", "_batch_of(s, x)))",
+           "test_heun_step_equals_numpy", WALK),
+    Mutant("samplers", "_mixed(_x0_hat(x, mean, a_t), mean, a_s)", "_mixed(x0_hat, mean, a_s)",
+           "test_order_of_convergence", ("heun", 2)),
+    Mutant("samplers", "float(h / (2 * last_h))", "float(last_h / (2 * h))",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+    Mutant("samplers", "float(h / (2 * last_h))", "float(h / last_h)",
+           "test_order_of_convergence", ("dpm_solver_pp", 2)),
+    Mutant("samplers", "(x0_hat - last_x0_hat)", "(last_x0_hat - x0_hat)",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+    Mutant("samplers", "before = x0_hat, h", "before = x0_mid, h",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+    Mutant("samplers", "_eps(x, x0_mid, a_t)", "_eps(x, x0_hat, a_t)",
+           "test_dpm_solver_pp_step_equals_numpy", WALK),
+]
+SCHEDULES = [
+    Mutant("schedules", "self.alpha_bar.log() -", "self.alpha_bar.log() +",
+           "test_log_snr_times_are_even_in_log_snr", ("cosine", 12)),
+    Mutant("schedules", "known = schedule.log_snr[1:]", "known = schedule.log_snr[:-1]",
+           "test_log_snr_times_skip_what_is_noise_alone"),
+    Mutant("schedules", "range(1 + (steps - 1)", "range(1 + steps",
+           "test_even_grids_match_diffusers", ("leading", "leading", 1000, 10)),
+    Mutant("schedules", "((steps - i) / steps) ** 2", "((steps - i) / steps) ** 3",
+           "test_quadratic_times_are_squares", (10,)),
+    Mutant("schedules", "times[i - 1] - 1)", "times[i - 1])",
+           "test_grids_make_room_where_roundings_meet"),
+    Mutant("schedules", "max(t, n - i)", "max(t, n - i - 1)",
+           "test_grids_make_room_where_roundings_meet"),
+    Mutant("schedules", "a.sqrt().to(like), (1 - a).sqrt()", "a.to(like), (1 - a)",
+           "test_rates_are_cast_last_and_broadcast", (torch.float32,)),
+]
+# fmt: on
+MUTANTS = METRICS + SAMPLERS + SCHEDULES
+
+
+def with_text_changed(mutant):
+    """Return the mutant's file as a module of its own."""
+    path = PACKAGE / f"{mutant.file}.py"
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, f"{mutant.old!r} must stand exactly once in {path.name}"
+    module = ModuleType(f"mnistlib.{mutant.file}")
+    exec(compile(text.replace(mutant.old, mutant.new), str(path), "exec"), module.__dict__)
+    return module
+
+
+def put_in_place(module, tests, patch):
+    """Replace in a test file what it imported from the library's file."""
+    for name, thing in vars(tests).items():
+        if getattr(thing, "__module__", None) == module.__name__ and hasattr(module, name):
+            patch.setattr(tests, name, getattr(module, name))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.file}: {m.new}")
+def test_mistake_is_caught(mutant, monkeypatch):
+    tests = importlib.import_module(f"test_{mutant.file}")
+    test = getattr(tests, mutant.test)
+    test(*mutant.args)  # passes with the library as it is
+    put_in_place(with_text_changed(mutant), tests, monkeypatch)
+    with pytest.raises(AssertionError):
+        test(*mutant.args)
