@@ -26,6 +26,7 @@ from mnistlib.types import InputError
 
 __all__ = [
     "Digits",
+    "at_hand",
     "batch_indices",
     "generator_for",
     "holdout",
@@ -101,7 +102,7 @@ def mnist(
     if named is not None:
         return _read_idx(named / "MNIST" / "raw", train)
     cache = _cache_dir()
-    if (cache / "MNIST" / "raw").is_dir() or _download(cache):
+    if at_hand() or _download(cache):
         return _read_idx(cache / "MNIST" / "raw", train)
     if source == "full":
         raise InputError(
@@ -113,6 +114,15 @@ def mnist(
         "or set MNISTLIB_DATA to a folder that holds MNIST/raw/"
     )
     return _small(train)
+
+
+def at_hand() -> bool:
+    """Would ``mnist()`` find the full set on disk, without a download?
+
+    Raises:
+        InputError: ``$MNISTLIB_DATA`` names a folder without MNIST.
+    """
+    return named_root() is not None or (_cache_dir() / "MNIST" / "raw").is_dir()
 
 
 def named_root(root: str | Path | None = None) -> Path | None:

@@ -150,15 +150,11 @@ def _as_pictures(raw: Tensor, channels: int) -> Tensor:
 
 def diffusion_job(settings: DiffusionSettings, digits: Digits, vae: Vae | None = None):
     """Predict noise (or what ``predicts`` says) in images, or in latents where there is a vae."""
-    schedule, batch_at = (
-        make_schedule(settings.schedule, settings.T),
-        noisy_batches(
-            settings, digits, vae, settings.label_dropout if settings.model.classes else None
-        ),
-    )
+    schedule, classes = make_schedule(settings.schedule, settings.T), settings.model.classes
+    batch_at = noisy_batches(settings, digits, vae, settings.label_dropout if classes else None)
 
     def loss(model: nn.Module, batch: NoisyBatch | NoisyLabelledBatch) -> Tensor:
-        told = bind(model, model.of_class(batch.told)) if settings.model.classes else model
+        told = bind(model, model.of_class(batch.told)) if classes else model
         return diffusion_loss(
             told, NoisyBatch(*batch[:3]), schedule, settings.predicts, settings.weighting
         )

