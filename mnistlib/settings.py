@@ -77,7 +77,7 @@ def _parse(key: str, text: str, holder: Any) -> Any:
     except (ValueError, KeyError) as e:
         kind = "a list such as 16,32" if isinstance(old, tuple) else f"a {type(old).__name__}"
         raise InputError(f"{key}={text!r} cannot be used; give {kind}") from e
-    choices = get_args(type(holder).__annotations__[_word(key)])
+    choices = get_args(next(f.type for f in dataclasses.fields(holder) if f.name == _word(key)))
     if choices and value not in choices:
         raise InputError(f"{key}={text!r} is unknown; choose one of {', '.join(choices)}")
     return value
