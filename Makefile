@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 BOOK := _build/html/index.html
-CODE := mnistlib tests scripts notebooks book/_ext
+CODE := mnistlib tests scripts benchmarks notebooks book/_ext
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lint notebooks ablations train clean

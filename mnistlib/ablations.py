@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, recipes, yardsticks
+from mnistlib import checkpoints, pace, recipes, yardsticks
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -193,7 +193,14 @@ ABLATIONS: dict[str, Ablation] = {
         seeds=(0, 1, 2, 3, 4),
     ),
     "sample_size": Ablation(yardsticks.size_run, {"ddpm": "ddpm"}),
+    "copies": Ablation(yardsticks.copies_run, {name: name for name in ("test digits", "ddpm")}),
     "features": Ablation(yardsticks.features_run, {name: name for name in yardsticks.EYES}),
+    "sampling": Ablation(pace.pace_run, pace.SWEEP, seeds=(0,)),
+    "sampling_final": Ablation(
+        lambda budget, seed: pace.final_run(budget, seed, read_record("sampling")["rows"]),
+        pace.FINAL,
+        seeds=(1,),
+    ),
 }
 
 

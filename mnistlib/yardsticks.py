@@ -20,10 +20,11 @@ from mnistlib.metrics import (
     frechet_distance,
     frechet_infinity,
     in_batches,
+    nearest,
     precision_recall,
 )
 
-__all__ = ["CORRUPTIONS", "EYES", "features_run", "size_run"]
+__all__ = ["CORRUPTIONS", "EYES", "copies_run", "features_run", "size_run"]
 
 # ---- eyes: what a distance may look at -----------------------------------------------------
 
@@ -121,16 +122,26 @@ STEPS = 25
 
 
 @cache
-def _pool(source: str) -> Tensor:
-    """Features of all digits of a set, or of 5,000 samples of a recipe."""
+def _images(source: str) -> Tensor:
+    """All digits of a set, or 5,000 samples of a recipe."""
     if source in recipes.RECIPES:
         trained = recipes.train_or_load(source, "read")
-        images = recipes.sample_in_batches(trained, 5000, STEPS, seed=4, eta=1.0)
-    elif source == "embedded digits":
-        images = to_images(mnist(source="small").images)
-    else:
-        images = to_images(mnist(source="full", train=source == "training digits").images)
-    return in_batches(_trained().features, images)
+        return recipes.sample_in_batches(trained, 5000, STEPS, seed=4, eta=1.0)
+    if source == "embedded digits":
+        return to_images(mnist(source="small").images)
+    return to_images(mnist(source="full", train=source == "training digits").images)
+
+
+@cache
+def _pool(source: str) -> Tensor:
+    return in_batches(_trained().features, _images(source))
+
+
+def _weights_of(source: str) -> dict[str, Any]:
+    """What the samples were made with, so that a record cannot outlive the weights unnoticed."""
+    if source not in recipes.RECIPES:
+        return {}
+    return {"steps": STEPS, "weights": recipes.train_or_load(source, "read").record["sha256"]}
 
 
 def size_run(source: str, seed: int) -> dict[str, Any]:
@@ -156,6 +167,17 @@ def size_run(source: str, seed: int) -> dict[str, Any]:
             row["recall"].append(shares.recall)
     if source in recipes.RECIPES:
         line = frechet_infinity(reference, pool, generator=generator_for(seed, 2))
-        made_by = recipes.train_or_load(source, "read").record["sha256"]
-        row |= {"infinity": line.value, "slope": line.slope, "steps": STEPS, "weights": made_by}
-    return row
+        row |= {"infinity": line.value, "slope": line.slope}
+    return row | _weights_of(source)
+
+
+def copies_run(source: str, seed: int, n: int = 500) -> dict[str, Any]:
+    """How far n random images are, in pixels, from the nearest of the 60,000 training digits.
+
+    Args:
+        source: as in ``size_run``.
+    """
+    x = _images(source)
+    x = x[torch.randperm(len(x), generator=generator_for(seed, n))[:n]]
+    found = nearest(x, _images("training digits")).distances.flatten().sort().values
+    return {"distances": [round(d, 2) for d in found.tolist()]} | _weights_of(source)

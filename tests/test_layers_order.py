@@ -23,7 +23,7 @@ LAYERS = {
     "jobs": 6,
     "registry": 7,
     "recipes": 8,
-    "yardsticks": 9, "cli": 9,
+    "yardsticks": 9, "pace": 9, "cli": 9,
     "ablations": 10, "__main__": 10,
 }
 # fmt: on

@@ -122,10 +122,19 @@ def test_judged_ddpm(world, weights):
     floor = recipes.load(weights / "digit_features.safetensors").record["metrics"]["floor"]
     assert metrics["samples"] == 64
     assert metrics["sampler"] == "ddim, 5 steps, eta 1"
-    assert metrics["deterministic"]["sampler"] == "ddim, 5 steps, eta 0"
-    assert metrics["deterministic"]["frechet"] != metrics["frechet"]
-    for found in (metrics, metrics["deterministic"]):
-        assert found["times_floor"] == pytest.approx(found["frechet"] / floor)
+    assert metrics["times_floor"] == pytest.approx(metrics["frechet"] / floor)
+
+
+def test_judged_ddpm_compares_the_same_first_noises(world, weights):
+    trained = recipes.load(weights / "ddpm.safetensors")
+    eye = recipes.load(weights / "digit_features.safetensors").model
+    found = trained.record["metrics"]["compared"]
+    assert found["samples"] == 6
+    for eta in (0.0, 1.0):
+        images = recipes.sample(trained, range(6), 5, seed=1, eta=eta)
+        distance = frechet_to((eye.reference_mean, eye.reference_cov), images, eye)
+        assert found[f"eta {eta:.0f}"] == pytest.approx(distance, rel=1e-3)
+    assert found["eta 0"] != found["eta 1"]
 
 
 def test_a_training_can_start_from_the_weights_of_another(world, weights):
@@ -300,15 +309,15 @@ def test_judged_vae(world):
 
 @pytest.mark.parametrize("name", ["latent", "ddpm_class", "joint"])
 def test_judged_models_of_classes(world, name):
-    """Balanced samples, named by the eye; guided ones at three scales besides."""
+    """Balanced samples, named by the eye; guided ones at three scales beside as many unguided."""
     trained, eye = recipes.find(name), recipes.find("digit_features").model
     metrics = trained.record["metrics"]
-    images = recipes.sample_in_batches(trained, 64, 5, seed=1, eta=0.0)
+    images = recipes.sample_in_batches(trained, 64, 5, seed=1, eta=1.0)
     with torch.no_grad():
         named = eye(images).argmax(1)
     right = (named == torch.arange(64) % 10).double().mean()
-    assert metrics["deterministic"]["accuracy"] == pytest.approx(float(right), abs=1 / 64)
-    assert metrics["guided"].keys() == {"scale 1.5", "scale 2", "scale 3"}
+    assert metrics["accuracy"] == pytest.approx(float(right), abs=1 / 64)
+    assert metrics["guided"].keys() == {"scale 1", "scale 1.5", "scale 2", "scale 3"}
     assert metrics["guided"]["scale 2"]["samples"] == 12
     assert 0 < metrics["test_loss"] < 3
 
