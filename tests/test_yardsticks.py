@@ -71,7 +71,7 @@ def test_no_ones_are_left():
     assert torch.equal(out[: len(kept)], kept)
 
 
-@pytest.mark.parametrize(("name", "d"), zip(yardsticks.EYES, (128, 32, 128, 1024), strict=True))
+@pytest.mark.parametrize(("name", "d"), [*zip(yardsticks.EYES, (128, 32, 128, 1024), strict=True)])
 def test_eyes_see_each_image_alone(name, d):
     x, _, _ = damaged("none", n=4)
     with torch.no_grad():
