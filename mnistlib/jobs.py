@@ -264,22 +264,21 @@ def _cross_entropy(model: nn.Module, batch: NoisyLabelledBatch, t: Tensor, sched
 
 def judge_classifier(trained: Trained, digits: Digits, test: Digits | None, find: Find):
     """Accuracy on test digits at eleven noise levels, 0 being clean."""
-    return {"accuracy": accuracy_per_level(trained.model, trained, test or digits)}
+    return accuracy_per_level(trained.model, trained, test or digits)
 
 
 @torch.no_grad()
-def accuracy_per_level(network: nn.Module, trained: Trained, digits: Digits) -> dict[str, float]:
-    """Time (as text) -> the share of noisy digits that the classifier ``network`` names rightly."""
+def accuracy_per_level(network: nn.Module, trained: Trained, digits: Digits) -> dict[str, list]:
+    """Times, and the share of digits noised so far that the classifier ``network`` names rightly."""
     x_0 = to_images(digits.images)
     x_0 = x_0 if trained.vae is None else latent.encode(trained.vae, x_0)
     eps = torch.randn(x_0.shape, generator=generator_for(0))
-    T = trained.schedule.T
-    found = {}
-    for level in range(11):
-        t = torch.full((len(x_0),), level * T // 10)
+    times, shares = [level * trained.schedule.T // 10 for level in range(11)], []
+    for time in times:
+        t = torch.full((len(x_0),), time)
         x_t = add_noise(x_0, eps, t, trained.schedule)
-        found[str(level * T // 10)] = _accuracy(network, x_t, t, digits.labels)
-    return found
+        shares.append(_accuracy(network, x_t, t, digits.labels))
+    return {"times": times, "accuracy": shares}
 
 
 def _accuracy(network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor) -> float:
@@ -311,4 +310,4 @@ def judge_joint(trained: Trained, digits: Digits, test: Digits | None, find: Fin
     """Both judges, so that each half can be set beside the model that was trained alone."""
     per_level = accuracy_per_level(trained.model.classifier, trained, test or digits)
     drawn = judge_diffusion(trained, digits, test, find)
-    return drawn | {"classifier_accuracy": per_level}
+    return drawn | {"classifier": per_level}
