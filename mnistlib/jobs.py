@@ -269,7 +269,7 @@ def judge_classifier(trained: Trained, digits: Digits, test: Digits | None, find
 
 @torch.no_grad()
 def accuracy_per_level(network: nn.Module, trained: Trained, digits: Digits) -> dict[str, list]:
-    """Times, and the share of digits noised so far that the classifier ``network`` names rightly."""
+    """Times, and the share of digits so noisy that the classifier ``network`` names rightly."""
     x_0 = to_images(digits.images)
     x_0 = x_0 if trained.vae is None else latent.encode(trained.vae, x_0)
     eps = torch.randn(x_0.shape, generator=generator_for(0))
