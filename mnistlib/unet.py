@@ -101,7 +101,7 @@ class UNet(nn.Module):
 
     @property
     def null(self) -> int:
-        """The class index that stands for "no label": one above the classes."""
+        """The class index that stands for "no label", one above the classes."""
         return self.config.classes
 
     def of_class(self, labels: Tensor) -> Cond:

@@ -44,7 +44,7 @@ class VaeConfig:
 
     @property
     def down(self) -> int:
-        """How many times smaller the sides of the latent are: 4 or 8."""
+        """How many times smaller the sides of the latent are, 4 or 8."""
         return 2 ** (len(self.widths) - 1)
 
 
