@@ -16,10 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
+from mnistlib.classifier import (
+    DigitFeatures,
+    DigitFeaturesConfig,
+    NoisyClassifier,
+    NoisyClassifierConfig,
+)
 from mnistlib.data import write_atomically
+from mnistlib.joint import Joint, JointConfig
+from mnistlib.settings import from_dict
 from mnistlib.types import InputError
 from mnistlib.unet import UNet, UNetConfig
+from mnistlib.vae import Vae, VaeConfig
 
 __all__ = [
     "Checkpoint",
@@ -34,6 +42,9 @@ __all__ = [
 _MODELS: dict[str, tuple[type[nn.Module], type]] = {
     "unet": (UNet, UNetConfig),
     "digit_features": (DigitFeatures, DigitFeaturesConfig),
+    "vae": (Vae, VaeConfig),
+    "noisy_classifier": (NoisyClassifier, NoisyClassifierConfig),
+    "joint": (Joint, JointConfig),
 }
 
 
@@ -71,11 +82,10 @@ def load(path: str | Path) -> Checkpoint:
     if meta.get("kind") not in _MODELS:
         raise InputError(f"{path} holds {meta.get('kind')!r}, not a model of this library")
     model_class, config_class = _MODELS[meta["kind"]]
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()}
     try:
-        model = model_class(config_class(**config))
+        model = model_class(from_dict(config_class, meta["config"]))
         model.load_state_dict(tensors)
-    except (TypeError, RuntimeError) as e:
+    except (TypeError, KeyError, RuntimeError) as e:
         raise InputError(
             f"{path} does not fit this version of the library ({str(e).splitlines()[0]}); "
             "train it again or install the version that wrote it"

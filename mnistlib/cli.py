@@ -1,10 +1,11 @@
-"""The command line: ``python -m mnistlib doctor | train | generate | evaluate``.
+"""The command line: ``python -m mnistlib --help`` lists the commands.
 
 Every error is one line that says what to do, with exit status 2.
 """
 
 import json
 import logging
+import math
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from mnistlib import checkpoints, data, inception, metrics, recipes
+from mnistlib import checkpoints, data, film, inception, metrics, recipes
 from mnistlib.samplers import SAMPLERS, make_sampler
 from mnistlib.schedules import GRIDS, make_times
 from mnistlib.train import pick_device
@@ -35,6 +36,16 @@ Name = Annotated[str, typer.Argument(help=f"A recipe: {', '.join(recipes.RECIPES
 Eta = Annotated[float, typer.Option(min=0, max=1, help="Fresh noise of each ddim step, 0-1.")]
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")]
 Grid = Annotated[str, typer.Option(help=f"Which times: {', '.join(GRIDS)}.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")]
+Scale = Annotated[float, typer.Option(help="Guidance scale of a model that knows classes.")]
+Seed = Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")]
+Digits_ = Annotated[str, typer.Option("--digits", help="Which digits: 0-9, or 3,1,4.")]
+Model = Annotated[str, typer.Option("--model", help="A recipe that draws, or a .safetensors file.")]
+Scale = Annotated[float, typer.Option(help="Guidance scale of a model that knows classes.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")]
+Seed = Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")]
+Wanted = Annotated[str, typer.Option("--digits", help="Which digits: 0-9, or 3,1,4.")]
+Model = Annotated[str, typer.Option("--model", help="A recipe that draws, or a .safetensors file.")]
 Source = Annotated[
     str, typer.Argument(help="A recipe (its shipped weights) or a .safetensors file.")
 ]
@@ -88,14 +99,24 @@ def generate(
     eta: Eta = 1.0,
     sampler: Sampler = "ddim",
     grid: Grid = "uniform",
+    scale: Scale = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Draw digits into a folder of PNG files; a cut run goes on where it stopped."""
+    """Draw digits into a folder of PNG files; a cut run goes on where it stopped.
+
+    A model that knows classes draws as many of each, and labels.csv (file,label) says which.
+    """
     trained = _diffusion(source)
     make_times(grid, trained.schedule, steps), make_sampler(sampler)  # refused before writing
     how = {"seed": seed, "eta": eta, "sampler": sampler, "grid": grid}
     plan = {"source": source, "sha256": trained.record["sha256"], "steps": steps}
+    if trained.classes:
+        how["scale"] = scale
+    elif scale != 1:
+        raise InputError(f"{source} knows no classes; leave --scale out")
     _check_plan(out, plan | how)
+    if trained.classes:
+        _write_labels(out, count, trained.classes)
     missing = [i for i in range(count) if not _numbered(out, i).exists()]
     for start in tqdm(range(0, len(missing), 100), "batches", disable=None):
         numbers = missing[start : start + 100]
@@ -136,14 +157,19 @@ def evaluate(
             labels = _labels(Path(source))
             result["accuracy"] = metrics.accuracy(eye.model, images, labels)
     else:
-        trained = _load(source)
-        if not isinstance(trained.settings, recipes.DiffusionSettings):
+        trained = recipes.find(source)
+        if isinstance(trained.settings, recipes.FeatureSettings):
             digits = data.mnist(source="full", train=False)
             images = data.to_images(digits.images)
             result["accuracy"] = metrics.accuracy(trained.model, images, digits.labels)
             return _say(result | {"images": len(images)}, as_json)
+        if not isinstance(trained.settings, recipes.DiffusionSettings):
+            raise InputError(f"{source} neither draws digits nor names them; its record judges it")
         how = {"seed": seed, "eta": eta, "sampler": sampler, "grid": grid}
         images = recipes.sample_in_batches(trained, count, steps, **how)
+        if trained.classes:
+            labels = recipes.balanced_labels(range(count), trained.classes)
+            result["accuracy"] = metrics.accuracy(eye.model, images, labels)
     result |= _judged(images, eye)
     if metric is not None:
         real = data.to_images(data.mnist().images)
@@ -164,6 +190,87 @@ def _judged(images: torch.Tensor, eye: recipes.Trained) -> dict[str, float]:
 
 
 @app.command()
+def sample(
+    digit: Annotated[int | None, typer.Option(help="Draw this digit.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 9,
+    all_: Annotated[bool, typer.Option("--all", help="One of each digit, in two rows.")] = False,
+    model: Model = "latent",
+    steps: Steps = 25,
+    scale: Scale = 1.5,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("sample.png"),
+    as_json: Json = False,
+) -> None:
+    """Draw a sheet of digits: all alike with --digit 5, or one of each with --all."""
+    if (digit is None) != all_:
+        raise InputError("give either --digit, such as --digit 5, or --all")
+    wanted = list(range(10)) if digit is None else [digit] * count
+    images = _drawing(model, wanted, steps, scale, seed)[-1]
+    data.write_png(out, film.sheet(images, columns=5 if all_ else _columns(count)))
+    _say({"file": str(out), "images": len(wanted)}, as_json)
+
+
+@app.command()
+def trajectory(
+    digits: Wanted = "0-9",
+    snapshots: Annotated[int, typer.Option(min=2, help="Pictures of each digit.")] = 8,
+    model: Model = "latent",
+    steps: Steps = 25,
+    scale: Scale = 1.5,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("trajectory.png"),
+    as_json: Json = False,
+) -> None:
+    """Draw how digits come out of the noise: one row a digit, time runs to the right."""
+    wanted = film.wanted_digits(digits)
+    states = _drawing(model, wanted, steps, scale, seed)
+    kept = film.spread(states, snapshots)
+    rows = torch.stack(kept, dim=1).flatten(0, 1)  # (digits, snapshots, C, H, W), row by row
+    data.write_png(out, film.sheet(rows, columns=len(kept)))
+    _say({"file": str(out), "images": len(rows)}, as_json)
+
+
+@app.command()
+def video(
+    digits: Wanted = "0-9",
+    model: Model = "latent",
+    steps: Steps = 50,
+    scale: Scale = 1.5,
+    seed: Seed = 0,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second.")] = 15,
+    out: Annotated[Path, typer.Option(help="OUT.mp4 and OUT.gif are written.")] = Path("digits"),
+    as_json: Json = False,
+) -> None:
+    """Film how digits come out of the noise, as MP4 and as GIF."""
+    wanted = film.wanted_digits(digits)
+    states = _drawing(model, wanted, steps, scale, seed)
+    frames = film.frames(states, columns=min(5, len(wanted)), hold=fps)
+    files = [out.with_suffix(suffix) for suffix in (".mp4", ".gif")]
+    for path in files:
+        film.write(path, frames, fps)
+    _say({"files": [str(path) for path in files], "frames": len(frames)}, as_json)
+
+
+def _drawing(model: str, digits: list[int], steps: int, scale: float, seed: int):
+    """The state after every step of ddim as images (B, C, 32, 32): almost noise, ..., digits."""
+    trained = _diffusion(model)
+    if not trained.classes:
+        raise InputError(f"{model} cannot be told a digit; name a model that knows classes")
+    if not set(digits) <= set(range(trained.classes)):
+        raise InputError(f"{model} draws the digits 0 to {trained.classes - 1}, got {digits[0]}")
+    labels = torch.tensor(digits)
+    run = recipes.denoising(
+        trained, range(len(digits)), steps, seed=seed, labels=labels, scale=scale
+    )
+    return [trained.pictures(step.x_t) for step in tqdm(run, total=steps, disable=None)]
+
+
+def _columns(count: int) -> int:
+    """As square a sheet as ``count`` pictures make."""
+    return math.ceil(math.sqrt(count))
+
+
+@app.command()
 def doctor(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints to verify, besides those of runs/.")
@@ -181,8 +288,10 @@ def doctor(
     )
     report["data"] = _data_report()
     for name in recipes.RECIPES:
-        recipes.load(recipes.shipped_path(name))
-        report[f"weights of {name}"] = "shipped, digest verified"
+        shipped = recipes.is_shipped(name)
+        if shipped:
+            recipes.find(name)
+        report[f"weights of {name}"] = "shipped, digest verified" if shipped else "none shipped"
     for path in [*sorted(Path("runs").glob("*/*.safetensors")), *(files or [])]:
         checkpoints.read_tensors(path)
         report[str(path)] = "digest verified"
@@ -214,14 +323,8 @@ def _changes(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _load(source: str) -> recipes.Trained:
-    if source.endswith(".safetensors"):
-        return recipes.load(source)
-    return recipes.train_or_load(source, "read")
-
-
 def _diffusion(source: str) -> recipes.Trained:
-    trained = _load(source)
+    trained = recipes.find(source)
     if not isinstance(trained.settings, recipes.DiffusionSettings):
         raise InputError(f"{source} is not a diffusion model; it draws nothing")
     return trained._replace(model=trained.model.to(pick_device()))
@@ -229,6 +332,15 @@ def _diffusion(source: str) -> recipes.Trained:
 
 def _numbered(folder: Path, i: int) -> Path:
     return folder / f"{i + 1:05d}.png"
+
+
+def _write_labels(folder: Path, count: int, classes: int) -> None:
+    """labels.csv for the first ``count`` images, and for those that an earlier call drew."""
+    there = max((int(path.stem) for path in folder.glob("*.png")), default=0)
+    numbers = range(max(count, there))
+    labels = recipes.balanced_labels(numbers, classes).tolist()
+    lines = [f"{_numbered(folder, i).name},{labels[i]}\n" for i in numbers]
+    data.write_atomically(folder / "labels.csv", "".join(["file,label\n", *lines]).encode())
 
 
 def _check_plan(out: Path, plan: dict) -> None:

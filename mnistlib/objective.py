@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from mnistlib.schedules import NoiseSchedule
 from mnistlib.types import Denoiser, InputError
@@ -20,6 +20,7 @@ __all__ = [
     "add_noise",
     "as_eps",
     "diffusion_loss",
+    "drop_labels",
     "loss_weight",
     "target",
     "to_eps",
@@ -121,6 +122,29 @@ def diffusion_loss(
     out = model(add_noise(x_0, eps, t, schedule), t)
     error = (out.float() - target(x_0, eps, t, schedule, predicts)).square().flatten(1).mean(1)
     return (loss_weight(t, schedule, predicts, weighting).to(error) * error).mean()
+
+
+def drop_labels(
+    labels: Tensor, rate: float, null: int, *, generator: Generator | None = None
+) -> Tensor:
+    """Forget each label with probability ``rate``: the index ``null`` takes its place.
+
+    One network then learns both the conditional and the unconditional noise, which is all that
+    classifier-free guidance asks of a training (Ho & Salimans 2022, algorithm 1).
+
+    Args:
+        labels: (B,) int64 classes, left as they are.
+        rate: 0 keeps every label, 1 none.
+        null: the index that stands for "no label".
+        generator: the CPU generator that decides.
+
+    Raises:
+        InputError: the rate is not in 0..1.
+    """
+    if not 0 <= rate <= 1:
+        raise InputError(f"the share of dropped labels must lie between 0 and 1, got {rate}")
+    dropped = torch.rand(len(labels), generator=generator) < rate
+    return labels.masked_fill(dropped.to(labels.device), null)
 
 
 def _known(predicts: str) -> str:

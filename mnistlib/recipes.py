@@ -8,43 +8,54 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from mnistlib import checkpoints
-from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
-from mnistlib.data import (
-    Digits,
-    batch_indices,
-    generator_for,
-    mnist,
-    named_root,
-    to_images,
-    write_atomically,
-)
+from mnistlib.data import Digits, mnist, named_root, write_atomically
+from mnistlib.jobs import LabelledBatch
 from mnistlib.journal import Journal
-from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
-from mnistlib.objective import NoisyBatch, Predicts, Weighting, as_eps, diffusion_loss
-from mnistlib.samplers import draw_noise, make_sampler
-from mnistlib.schedules import NoiseSchedule, make_schedule, make_times, uniform_times
+from mnistlib.registry import RECIPES, Recipe
 from mnistlib.settings import flat, from_dict, override
-from mnistlib.train import TrainConfig, TrainStep, fit, pick_device
-from mnistlib.types import Denoiser, InputError
-from mnistlib.unet import UNet, UNetConfig
+from mnistlib.train import TrainStep, fit, pick_device
+from mnistlib.trained import (
+    ClassifierSettings,
+    DiffusionSettings,
+    FeatureSettings,
+    JointSettings,
+    LatentSettings,
+    Settings,
+    Trained,
+    VaeSettings,
+    balanced_labels,
+    denoising,
+    sample,
+    sample_in_batches,
+)
+from mnistlib.types import InputError
+from mnistlib.vae import Vae
 
 __all__ = [
     "PROFILES",
     "RECIPES",
+    "ClassifierSettings",
     "DiffusionSettings",
     "FeatureSettings",
+    "JointSettings",
+    "LabelledBatch",
+    "LatentSettings",
+    "Recipe",
     "Trained",
+    "VaeSettings",
+    "balanced_labels",
     "choose_profile",
+    "denoising",
+    "find",
+    "is_shipped",
     "load",
     "sample",
     "sample_in_batches",
@@ -57,256 +68,6 @@ __all__ = [
 
 PROFILES = ("smoke", "read", "full")
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Settings of ``digit_features``.
-
-    Attributes:
-        shift: largest random shift of a training image in pixels, either way.
-        judged: how many training digits the reference statistics are measured on.
-    """
-
-    model: DigitFeaturesConfig = DigitFeaturesConfig()
-    train: TrainConfig = TrainConfig(steps=3800, lr=3e-3, warmup=200, weight_decay=0.05, ema=0.998)
-    batch_size: int = 128
-    shift: int = 2
-    judged: int = 60_000
-
-
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """Settings of a diffusion model of pixels.
-
-    Attributes:
-        schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
-        predicts, weighting: what the network answers and how its error counts.
-        judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
-        snapshots: steps after which the averaged model is kept, besides the last.
-    """
-
-    model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
-    train: TrainConfig = TrainConfig(
-        steps=12_500, lr=2e-3, warmup=300, ema=0.9995, checkpoint_every=250
-    )
-    batch_size: int = 128
-    schedule: str = "cosine"
-    T: int = 1000
-    predicts: Predicts = "v"
-    weighting: Weighting = "simple"
-    judged: int = 10_000
-    judge_steps: int = 50
-    snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400, 7000)
-
-    def __post_init__(self) -> None:
-        uniform_times(self.T, self.judge_steps)  # refused now, not after the training
-        if self.judged < 2:
-            raise InputError(f"judged must be at least 2 samples, got {self.judged}")
-
-
-Settings = FeatureSettings | DiffusionSettings
-
-
-class Trained(NamedTuple):
-    """A trained model with what it was trained on.
-
-    Attributes:
-        model: the network, in eval mode.
-        settings: the settings of its recipe.
-        record: provenance and measured metrics.
-    """
-
-    model: nn.Module
-    settings: Settings
-    record: dict[str, Any]
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule of a diffusion model."""
-        return make_schedule(self.settings.schedule, self.settings.T)
-
-    @property
-    def denoise(self) -> Denoiser:
-        """The network of a diffusion model as a function (x_t, t) -> eps_hat, without gradients."""
-        return torch.no_grad()(as_eps(self.model, self.schedule, self.settings.predicts))
-
-
-class Recipe(NamedTuple):
-    """How to make one model.
-
-    Attributes:
-        full, smoke: the settings of the two profiles that train.
-        network: settings -> untrained network.
-        job: (settings, training digits) -> the loss and the batches that ``fit`` needs.
-        judge: (trained, training digits, test digits or None) -> metrics.
-    """
-
-    full: Settings
-    smoke: Settings
-    network: Callable[[Any], nn.Module]
-    job: Callable[[Any, Digits], tuple[Callable, Callable]]
-    judge: Callable[[Trained, Digits, Digits | None], dict[str, Any]]
-
-
-# ---- digit_features ------------------------------------------------------------------------
-
-
-class LabelledBatch(NamedTuple):
-    """Images (B, 1, 32, 32) and their labels (B,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def _shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
-    """Move each image (B, C, H, W) by its offset (B, 2) in -shift..shift; black comes in."""
-    B, C, H, W = images.shape
-    padded = F.pad(images, [shift] * 4, value=-1.0)
-    rows = (
-        (torch.arange(H) + shift + offsets[:, :1]).view(B, 1, H, 1).expand(B, C, H, W + 2 * shift)
-    )
-    columns = (torch.arange(W) + shift + offsets[:, 1:]).view(B, 1, 1, W).expand(B, C, H, W)
-    return padded.gather(2, rows).gather(3, columns)
-
-
-def _features_job(settings: FeatureSettings, digits: Digits):
-    indices = batch_indices(len(digits.labels), settings.batch_size)
-
-    def batch_at(seed: int, step: int) -> LabelledBatch:
-        i = indices(seed, step)
-        s = settings.shift
-        offsets = torch.randint(-s, s + 1, (len(i), 2), generator=generator_for(seed, step))
-        return LabelledBatch(_shifted(to_images(digits.images[i]), offsets, s), digits.labels[i])
-
-    def loss(model: nn.Module, batch: LabelledBatch) -> Tensor:
-        return F.cross_entropy(model(batch.images).float(), batch.labels)
-
-    return loss, batch_at
-
-
-def _judge_features(trained: Trained, digits: Digits, test: Digits | None) -> dict[str, Any]:
-    """Measure the reference statistics, then the accuracy and the floor of real test digits."""
-    network = trained.model
-    known = digits.images[: trained.settings.judged]
-    mean, cov = feature_statistics(features_of(network, to_images(known)))
-    network.reference_mean.copy_(mean)
-    network.reference_cov.copy_(cov)
-    metrics: dict[str, Any] = {"reference_digits": len(known)}
-    if test is not None:
-        images = to_images(test.images)
-        metrics["test_accuracy"] = accuracy(network, images, test.labels)
-        metrics["floor"] = frechet_to((mean, cov), images, network)
-        metrics["floor_digits"] = len(images)
-    return metrics
-
-
-# ---- diffusion of pixels -------------------------------------------------------------------
-
-
-def _diffusion_job(settings: DiffusionSettings, digits: Digits):
-    schedule = make_schedule(settings.schedule, settings.T)
-    indices = batch_indices(len(digits.labels), settings.batch_size)
-
-    def batch_at(seed: int, step: int) -> NoisyBatch:
-        x_0 = to_images(digits.images[indices(seed, step)])
-        generator = generator_for(seed, step)
-        t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator)
-        return NoisyBatch(x_0, t, torch.randn(x_0.shape, generator=generator))
-
-    def loss(model: nn.Module, batch: NoisyBatch) -> Tensor:
-        return diffusion_loss(model, batch, schedule, settings.predicts, settings.weighting)
-
-    return loss, batch_at
-
-
-def _judge_diffusion(trained: Trained, digits: Digits, test: Digits | None) -> dict[str, Any]:
-    """Frechet distance of fresh samples to the 60,000, in multiples of the floor as well.
-
-    Fresh noise is drawn in every step (eta 1). What it is worth is measured on a tenth of the
-    samples: ``compared`` sets them beside those that the same first noises give without it.
-    """
-    s, eye = trained.settings, load(shipped_path("digit_features"))
-    reference = (eye.model.reference_mean, eye.model.reference_cov)
-
-    def distance(images: Tensor) -> float:
-        return frechet_to(reference, images, eye.model)
-
-    few = max(2, s.judged // 10)
-    noisy = sample_in_batches(trained, s.judged, s.judge_steps, seed=1, eta=1.0)
-    still = sample_in_batches(trained, few, s.judge_steps, seed=1, eta=0.0)
-    found = distance(noisy)
-    return {
-        "frechet": found,
-        "times_floor": found / eye.record["metrics"]["floor"],
-        "samples": s.judged,
-        "sampler": f"ddim, {s.judge_steps} steps, eta 1",
-        "compared": {"samples": few, "eta 1": distance(noisy[:few]), "eta 0": distance(still)},
-    }
-
-
-def sample_in_batches(
-    trained: Trained, count: int, steps: int, *, batch_size: int = 100, **how: Any
-) -> Tensor:
-    """Draw ``count`` images: (count, 1, 32, 32), clipped to [-1, 1]; ``how`` is for ``sample``."""
-    numbers = torch.arange(count).split(batch_size)
-    return torch.cat([sample(trained, part.tolist(), steps, **how) for part in numbers])
-
-
-def sample(
-    trained: Trained,
-    numbers: Sequence[int],
-    steps: int,
-    *,
-    seed: int = 0,
-    eta: float = 0.0,
-    sampler: str = "ddim",
-    grid: str = "uniform",
-) -> Tensor:
-    """Draw the images with the given numbers: (B, 1, 32, 32), clipped to [-1, 1].
-
-    Image i is a function of (seed, i) alone, so any batches give the same pictures up to rounding.
-    ``sampler`` is a key of ``SAMPLERS``, ``grid`` of ``GRIDS``; ``eta`` is for ddim.
-    """
-    generators = [generator_for(seed, i) for i in numbers]
-    x_T = draw_noise((len(numbers), 1, 32, 32), generator=generators)
-    x_T = x_T.to(next(trained.model.parameters()).device)
-    schedule, run = trained.schedule, make_sampler(sampler, eta)
-    times = make_times(grid, schedule, steps)
-    *_, last = run(trained.denoise, schedule, x_T, times, generator=generators)
-    return last.x_t.cpu().clamp(-1, 1)
-
-
-RECIPES: dict[str, Recipe] = {
-    "digit_features": Recipe(
-        full=FeatureSettings(),
-        smoke=FeatureSettings(
-            model=DigitFeaturesConfig(widths=(8, 16)),
-            train=TrainConfig(steps=30, warmup=5, ema=0.9, checkpoint_every=10),
-            batch_size=64,
-            judged=1000,
-        ),
-        network=lambda s: DigitFeatures(s.model),
-        job=_features_job,
-        judge=_judge_features,
-    ),
-    "ddpm": Recipe(
-        full=DiffusionSettings(),
-        smoke=DiffusionSettings(
-            model=UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16),
-            train=TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10),
-            batch_size=32,
-            judged=64,
-            judge_steps=5,
-        ),
-        network=lambda s: UNet(s.model),
-        job=_diffusion_job,
-        judge=_judge_diffusion,
-    ),
-}
-
-
-# ---- training and loading ------------------------------------------------------------------
 
 
 def choose_profile(profile: str | None = None) -> str:
@@ -340,7 +101,7 @@ def train_or_load(name: str, profile: str | None = None) -> Trained:
     _recipe(name)
     profile = choose_profile(profile)
     if profile == "read":
-        return load(shipped_path(name))
+        return find(name)
     if profile == "smoke":
         return _consume(train(name, settings_of(name, "smoke"), profile="smoke"))
     out = Path("runs") / name
@@ -352,8 +113,21 @@ def train_or_load(name: str, profile: str | None = None) -> Trained:
     )
 
 
+def find(source: str) -> Trained:
+    """A model that was trained before: a recipe's shipped weights, or a .safetensors file."""
+    if source.endswith(".safetensors"):
+        return load(source)
+    _recipe(source)
+    return load(shipped_path(source))
+
+
 def load(path: str | Path) -> Trained:
-    """Rebuild a trained model from its file alone."""
+    """Rebuild a trained model from its file, and its autoencoder from the one it names.
+
+    Raises:
+        InputError: a file is missing, damaged, foreign or of an older version, or the autoencoder
+            is not the one that the model was trained with.
+    """
     path = Path(path)
     if path.parent == WEIGHTS:
         _check_manifest(path)
@@ -363,7 +137,13 @@ def load(path: str | Path) -> Trained:
         settings = from_dict(type(recipe.full), checkpoint.settings)
     except KeyError as e:
         raise InputError(f"{path} lacks the setting {e}: an older version wrote it") from e
-    return Trained(checkpoint.model, settings, checkpoint.record)
+    except TypeError as e:
+        raise InputError(f"{path} does not fit this version of the library ({e})") from e
+    before = _autoencoder(settings)
+    if before is not None and before.record["sha256"] != checkpoint.record.get("vae"):
+        raise InputError(f"{path} was trained with another {settings.vae}; train it again")
+    vae = None if before is None else before.model
+    return Trained(checkpoint.model, settings, checkpoint.record, vae)
 
 
 def train(
@@ -389,7 +169,9 @@ def train(
     recipe = _recipe(name)
     before = None if init is None else load(init)
     digits, test = _data(profile)
-    loss, batch_at = recipe.job(settings, digits)
+    autoencoder = _autoencoder(settings)
+    vae = None if autoencoder is None else autoencoder.model.to(pick_device())
+    loss, batch_at = recipe.job(settings, digits, vae)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(settings.train.seed)
         network = recipe.network(settings)
@@ -431,11 +213,24 @@ def train(
     }
     if before is not None:
         record["started_from"] = {k: before.record[k] for k in ("sha256", "images_seen", "seconds")}
-    record["metrics"] = recipe.judge(Trained(model, settings, record), digits, test)
-    trained = Trained(model, settings, record)
+    if autoencoder is not None:
+        record["vae"] = autoencoder.record["sha256"]
+    trained = Trained(model, settings, record, vae)
+    record["metrics"] = recipe.judge(trained, digits, test, find)
     if out is not None:
         checkpoints.save(out / f"{name}.safetensors", model, asdict(settings), record)
     yield trained
+
+
+def _autoencoder(settings: Settings) -> Trained | None:
+    """The trained autoencoder that the settings name, if any."""
+    source = getattr(settings, "vae", "")
+    if not source:
+        return None
+    before = find(source)
+    if not isinstance(before.model, Vae):
+        raise InputError(f"{source} is not an autoencoder; name one with vae")
+    return before
 
 
 def _start_from(network: nn.Module, before: Trained, path: str | Path) -> None:
@@ -463,6 +258,11 @@ def _as_json(settings: Settings) -> str:
 def shipped_path(name: str) -> Path:
     """Where the shipped weights of a recipe are."""
     return WEIGHTS / f"{name}.safetensors"
+
+
+def is_shipped(name: str) -> bool:
+    """Whether the manifest of the shipped weights lists this recipe."""
+    return f"{name}.safetensors" in (WEIGHTS / "SHA256SUMS").read_text().split()
 
 
 def _recipe(name: str) -> Recipe:

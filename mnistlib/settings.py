@@ -1,4 +1,8 @@
-"""Settings are nested frozen dataclasses: changed from text here, and read back from JSON."""
+"""Settings are nested frozen dataclasses: changed from text here, and read back from JSON.
+
+A field is named by its last word (``lr``); where two groups share a word, the second group's field
+is ``group.word`` (``classifier.widths``).
+"""
 
 import dataclasses
 import difflib
@@ -7,11 +11,16 @@ from typing import Any, get_args
 
 from mnistlib.types import InputError
 
-__all__ = ["flat", "from_dict", "override"]
+__all__ = ["added", "flat", "from_dict", "override"]
+
+
+def added(default: Any) -> Any:
+    """A field that older checkpoints lack: they mean its default."""
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 def override(settings: Any, changes: dict[str, str]) -> Any:
-    """Settings with some fields, named by their last word (``lr``, ``widths``), set from text.
+    """Settings with some fields set from text.
 
     Raises:
         InputError: unknown field, or text that is not of the field's type.
@@ -23,7 +32,7 @@ def override(settings: Any, changes: dict[str, str]) -> Any:
             near = difflib.get_close_matches(key, where, n=3) or sorted(where)
             raise InputError(f"unknown setting {key!r}; did you mean {', '.join(near)}?")
         holder = settings if where[key] is None else getattr(settings, where[key])
-        by_group.setdefault(where[key], {})[key] = _parse(key, text, holder)
+        by_group.setdefault(where[key], {})[_word(key)] = _parse(key, text, holder)
     for group, values in by_group.items():  # all at once: a model's settings depend on each other
         if group is not None:
             values = {group: replace(getattr(settings, group), **values)}
@@ -32,9 +41,9 @@ def override(settings: Any, changes: dict[str, str]) -> Any:
 
 
 def flat(settings: Any) -> dict[str, Any]:
-    """Every setting by its last word, which is how ``override`` names it."""
+    """Every setting by the name that ``override`` knows it by."""
     return {
-        key: getattr(settings if group is None else getattr(settings, group), key)
+        key: getattr(settings if group is None else getattr(settings, group), _word(key))
         for key, group in _fields(settings).items()
     }
 
@@ -45,15 +54,20 @@ def _fields(settings: Any) -> dict[str, str | None]:
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if dataclasses.is_dataclass(value):
-            found |= {g.name: f.name for g in dataclasses.fields(value)}
+            for g in dataclasses.fields(value):
+                found[f"{f.name}.{g.name}" if g.name in found else g.name] = f.name
         else:
             found[f.name] = None
     return found
 
 
+def _word(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
 def _parse(key: str, text: str, holder: Any) -> Any:
     """Text -> a value of the type that the field ``key`` of ``holder`` has now."""
-    old = getattr(holder, key)
+    old = getattr(holder, _word(key))
     try:
         if isinstance(old, bool):
             return {"true": True, "false": False}[text.lower()]
@@ -63,17 +77,25 @@ def _parse(key: str, text: str, holder: Any) -> Any:
     except (ValueError, KeyError) as e:
         kind = "a list such as 16,32" if isinstance(old, tuple) else f"a {type(old).__name__}"
         raise InputError(f"{key}={text!r} cannot be used; give {kind}") from e
-    choices = get_args(type(holder).__annotations__[key])
+    choices = get_args(next(f.type for f in dataclasses.fields(holder) if f.name == _word(key)))
     if choices and value not in choices:
         raise InputError(f"{key}={text!r} is unknown; choose one of {', '.join(choices)}")
     return value
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Rebuild nested settings from the JSON of a checkpoint."""
+    """Rebuild nested settings from the JSON of a checkpoint.
+
+    Raises:
+        KeyError: a field is missing, other than one that was ``added`` since.
+        TypeError: a field is there that the class does not have.
+    """
+    unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
     made = {}
     for f in dataclasses.fields(cls):
-        value = values[f.name]
+        value = values.get(f.name, f.default) if "added" in f.metadata else values[f.name]
         if dataclasses.is_dataclass(f.type):
             value = from_dict(f.type, value)
         made[f.name] = tuple(value) if isinstance(value, list) else value

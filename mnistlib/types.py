@@ -1,4 +1,4 @@
-"""The three words that the rest of the library speaks in."""
+"""The words that the rest of the library speaks in."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,6 +11,20 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 class InputError(ValueError):
     """Something given to the library cannot be used; the message says what, and what to do."""
+
+
+class Cond(NamedTuple):
+    """What a network is told besides the image and the time; each part may be absent.
+
+    Attributes:
+        vector: (B, D), added to the time embedding: one thing said of the whole image.
+        tokens: (B, L, D), a sequence to look things up in.
+        mask: (B, L) bool, True where ``tokens`` holds something.
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Step(NamedTuple):

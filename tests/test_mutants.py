@@ -108,8 +108,45 @@ SCHEDULES = [
     Mutant("schedules", "a.sqrt().to(like), (1 - a).sqrt()", "a.to(like), (1 - a)",
            "test_rates_are_cast_last_and_broadcast", (torch.float32,)),
 ]
+GUIDANCE = [
+    Mutant("guidance", "t) - scale * sigma * gradient", "t) + scale * sigma * gradient",
+           "test_cfg_equals_classifier_guidance", ("cosine", 3.0)),
+    Mutant("guidance", "t) - scale * sigma * gradient", "t) + scale * sigma * gradient",
+           "test_gradient_matches_finite_differences", (400,)),
+    Mutant("guidance", "- scale * sigma * gradient", "- scale * gradient",
+           "test_cfg_equals_classifier_guidance", ("cosine", 1.0)),
+    Mutant("guidance", "- scale * sigma * gradient", "- scale * gradient",
+           "test_gradient_matches_finite_differences", (400,)),
+    Mutant("guidance", "cond(x_t, t), scale)", "cond(x_t, t), 1 + scale)",
+           "test_cfg_equals_classifier_guidance", ("linear", 0.0)),
+    Mutant("guidance", "cond(x_t, t), scale)", "cond(x_t, t), 1 + scale)",
+           "test_scale_counts_from_the_unconditional"),
+    Mutant("guidance", "- scale * sigma * gradient", "- (scale - 1) * sigma * gradient",
+           "test_exact_classifier_turns_unconditional_into_conditional", ("cosine",)),
+    Mutant("guidance", "torch.lerp(uncond(x_t, t), cond(x_t, t), scale)",
+           "uncond(x_t, t) + scale * (cond(x_t, t) - uncond(x_t, t))",
+           "test_ends_of_the_scale_are_exact", (torch.float32,)),
+    Mutant("guidance", "torch.lerp(uncond(x_t, t), cond(x_t, t), scale)",
+           "torch.lerp(cond(x_t, t), uncond(x_t, t), scale)",
+           "test_scale_counts_from_the_unconditional"),
+    Mutant("guidance", "torch.lerp(guided, ratio * guided, phi)",
+           "torch.lerp(guided, ratio * guided, 1 - phi)",
+           "test_rescaled_equals_the_formula", (0.3,)),
+    Mutant("guidance", "clamp(-limit, limit)", "clamp(-1, 1)",
+           "test_clipped_cuts_the_guess_and_nothing_else", ("cosine", 0.4)),
+    Mutant("objective", "generator=generator) < rate", "generator=generator) > rate",
+           "test_labels_are_dropped_at_the_rate", (0.1,)),
+]
+VAE = [
+    Mutant("vae", "- 1 - self.log_var", "- 1 + self.log_var", "test_kl_equals_torch_distributions"),
+    Mutant("vae", "return 0.5 * each", "return each", "test_kl_equals_monte_carlo"),
+    Mutant("vae", "(0.5 * self.log_var).exp()", "self.log_var.exp()",
+           "test_draws_have_the_mean_and_the_variance"),
+    Mutant("vae", ".flatten(1).sum(1)\n    return (error", ".flatten(1).mean(1)\n    return (error",
+           "test_loss_equals_the_formula", (0.05,)),
+]
 # fmt: on
-MUTANTS = METRICS + SAMPLERS + SCHEDULES
+MUTANTS = METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
 
 
 def with_text_changed(mutant):

@@ -16,6 +16,7 @@ from mnistlib.objective import (
     add_noise,
     as_eps,
     diffusion_loss,
+    drop_labels,
     loss_weight,
     target,
     to_eps,
@@ -251,7 +252,38 @@ def test_untrained_zero_answer_costs_one():
             assert abs(float(loss) - 1) < BOUND * np.sqrt(2 / 20_000)
 
 
+# ---- label dropout -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_labels_are_dropped_at_the_rate(rate):
+    labels = torch.arange(20_000) % 10
+    before = labels.clone()
+    dropped = drop_labels(labels, rate, 10, generator=torch.Generator().manual_seed(0)) == 10
+    error = np.sqrt(rate * (1 - rate) / len(labels))
+    assert abs(dropped.double().mean() - rate) < BOUND * error
+    shares = [dropped[labels == k].double().mean() for k in range(10)]  # no class is spared
+    assert max(abs(share - rate) for share in shares) < BOUND * error * np.sqrt(10)
+    assert torch.equal(labels, before)
+
+
+def test_labels_that_stay_are_unchanged():
+    labels = torch.arange(1000) % 10
+    found = drop_labels(labels, 0.3, 10, generator=torch.Generator().manual_seed(1))
+    again = drop_labels(labels, 0.3, 10, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(found, again)
+    assert torch.equal(found[found != 10], labels[found != 10])
+    assert torch.equal(drop_labels(labels, 0.0, 10), labels)
+    assert (drop_labels(labels, 1.0, 10) == 10).all()
+
+
 # ---- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_impossible_dropout_is_refused(rate):
+    with pytest.raises(InputError, match="must lie between 0 and 1"):
+        drop_labels(torch.tensor([1]), rate, 10)
 
 
 def test_unknown_prediction_is_refused():

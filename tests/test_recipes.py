@@ -1,6 +1,7 @@
 """Recipes: the smoke profile of each, its settings, its files, its resumption, its samples."""
 
 import math
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 import tiny
 import torch
 
-from mnistlib import recipes
-from mnistlib.data import mnist, to_images
+from mnistlib import jobs, latent, recipes
+from mnistlib.data import generator_for, mnist, to_images
 from mnistlib.metrics import frechet_to
+from mnistlib.objective import add_noise
+from mnistlib.schedules import cosine
 from mnistlib.train import TrainStep
 from mnistlib.types import InputError
 
 NAMES = sorted(recipes.RECIPES)
+LATENTS = ("latent", "latent_classifier", "joint")
 QUICK = {"batch_size": "4", "judged": "8", "judge_steps": "2"}  # of the smoke profile, in a second
 
 
@@ -28,7 +32,7 @@ def weights(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
         patch.setattr(recipes, "WEIGHTS", folder)
-        for name in ("digit_features", "ddpm"):
+        for name in recipes.RECIPES:
             *_, last = recipes.train(
                 name, recipes.settings_of(name, "smoke"), profile="smoke", out=folder / name
             )
@@ -187,7 +191,8 @@ def test_snapshots_are_kept(world):
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_are_functions_of_seed_and_step(world, name):
     job, settings = recipes.RECIPES[name].job, recipes.settings_of(name, "smoke")
-    (_, first), (_, second) = job(settings, mnist()), job(settings, mnist())
+    vae = recipes.find("vae").model if name in LATENTS else None
+    (_, first), (_, second) = job(settings, mnist(), vae), job(settings, mnist(), vae)
     for _ in range(3):
         first(1, 0)  # what was asked for before does not matter
     for a, b in zip(first(0, 5), second(0, 5), strict=True):
@@ -212,10 +217,187 @@ def test_shifted_images(shift):
     """Against slices of the padded image, one image at a time, for every offset there is."""
     offsets = [(y, x) for y in range(-shift, shift + 1) for x in range(-shift, shift + 1)]
     images = torch.rand(len(offsets), 1, 6, 6)
-    found = recipes._shifted(images, torch.tensor(offsets), shift)
+    found = jobs.shifted(images, torch.tensor(offsets), shift)
     for image, (y, x), moved in zip(images.numpy(), offsets, found.numpy(), strict=True):
         padded = np.pad(image[0], shift, constant_values=-1)
         np.testing.assert_array_equal(moved[0], padded[shift + y :, shift + x :][:6, :6])
+
+
+def test_pictures_have_the_channels_of_the_autoencoder(world):
+    settings = recipes.settings_of("vae", "smoke", {"in_channels": "3", "latent_channels": "2"})
+    _, batch_at = recipes.RECIPES["vae"].job(settings, mnist())
+    images, eps = batch_at(0, 0)
+    assert images.shape == (32, 3, 32, 32)
+    assert eps.shape == (32, 2, 8, 8)
+    known = {bytes(x.numpy()) for x in to_images(mnist().images)}
+    for k in range(3):
+        assert {bytes(x.numpy()) for x in images[:, k : k + 1].contiguous()} <= known
+
+
+def test_latent_batches_are_the_scaled_latents_of_the_digits(world):
+    """Each with its own label, of which about a tenth are hidden from the network."""
+    vae = recipes.find("vae").model
+    settings = recipes.settings_of("latent", "smoke", {"batch_size": "100"})
+    _, batch_at = recipes.RECIPES["latent"].job(settings, mnist(), vae)
+    expected = latent.encode(vae, to_images(mnist().images))
+    hidden = 0
+    for step in range(20):
+        batch = batch_at(0, step)
+        gap = torch.cdist(batch.x_0.flatten(1).double(), expected.flatten(1).double())
+        assert gap.min(1).values.max() < 1e-4
+        assert torch.equal(mnist().labels[gap.argmin(1)], batch.labels)
+        told = batch.told != 10
+        assert torch.equal(batch.told[told], batch.labels[told])
+        hidden += int((~told).sum())
+    assert 140 < hidden < 260  # of 2,000; the standard deviation is 13
+    assert expected.std() == pytest.approx(1, abs=0.1)
+
+
+def test_joint_loss_is_the_weighted_sum_on_one_noisy_batch(world):
+    """Against the losses of the two halves, each with the job that trains it alone."""
+    vae, job = recipes.find("vae").model, {n: recipes.RECIPES[n].job for n in LATENTS}
+    settings = {n: recipes.settings_of(n, "smoke") for n in LATENTS}
+    losses = {n: job[n](settings[n], mnist(), vae)[0] for n in LATENTS}
+    model = recipes.find("joint").model
+    batch = job["joint"](settings["joint"], mnist(), vae)[1](0, 3)
+    with torch.no_grad():
+        diffusion = losses["latent"](model.unet, batch)
+        classification = losses["latent_classifier"](model.classifier, batch)
+        found = losses["joint"](model, batch)
+        x_t = add_noise(batch.x_0, batch.eps, batch.t, cosine())
+        scores = model.classifier(x_t, batch.t).log_softmax(1)
+    assert classification.item() == pytest.approx(
+        -scores[range(len(scores)), batch.labels].mean().item(), rel=1e-5
+    )
+    assert found.item() == pytest.approx((diffusion + 0.1 * classification).item(), rel=1e-5)
+
+
+def test_a_classifier_of_clean_data_sees_no_noise(world):
+    settings = recipes.settings_of("latent_classifier", "smoke", {"noisy": "False", "vae": ""})
+    settings = replace(settings, model=replace(settings.model, in_channels=1))
+    loss, batch_at = recipes.RECIPES["latent_classifier"].job(settings, mnist())
+    batch, seen = batch_at(0, 0), []
+    loss(lambda x, t: seen.append((x, t)) or torch.zeros(len(x), 10), batch)
+    ((x, t),) = seen
+    assert torch.equal(x, batch.x_0)
+    assert not t.any()
+
+
+# ---- judged --------------------------------------------------------------------------------
+
+
+def test_judged_vae(world):
+    """The scale is that of the training digits; the distance that of the reconstructions."""
+    vae, eye = recipes.find("vae"), recipes.find("digit_features")
+    metrics, images = vae.record["metrics"], to_images(mnist(train=False).images)
+    with torch.no_grad():
+        means = vae.model.encode(to_images(mnist().images)).mean
+        back = vae.model.decode(vae.model.encode(images).mean).clamp(-1, 1)
+    scale = 1 / means.transpose(0, 1).flatten(1).std(1)
+    torch.testing.assert_close(vae.model.scale.flatten(), scale, rtol=1e-3, atol=0)
+    np.testing.assert_allclose(metrics["scale"], scale, rtol=1e-2)
+    assert metrics["squared_error"] == pytest.approx(
+        float((back - images).square().mean()), rel=1e-3
+    )
+    reference = (eye.model.reference_mean, eye.model.reference_cov)
+    distance = frechet_to(reference, back, eye.model)
+    assert metrics["frechet"] == pytest.approx(distance, rel=1e-2)
+    floor = eye.record["metrics"]["floor"]
+    assert metrics["times_floor"] == pytest.approx(metrics["frechet"] / floor)
+    assert metrics["images"] == 20
+
+
+@pytest.mark.parametrize("name", ["latent", "ddpm_class", "joint"])
+def test_judged_models_of_classes(world, name):
+    """Balanced samples, named by the eye; guided ones at three scales beside as many unguided."""
+    trained, eye = recipes.find(name), recipes.find("digit_features").model
+    metrics = trained.record["metrics"]
+    images = recipes.sample_in_batches(trained, 64, 5, seed=1, eta=1.0)
+    with torch.no_grad():
+        named = eye(images).argmax(1)
+    right = (named == torch.arange(64) % 10).double().mean()
+    assert metrics["accuracy"] == pytest.approx(float(right), abs=1 / 64)
+    assert metrics["guided"].keys() == {"scale 1", "scale 1.5", "scale 2", "scale 3"}
+    assert metrics["guided"]["scale 2"]["samples"] == 12
+    assert 0 < metrics["test_loss"] < 3
+
+
+@pytest.mark.parametrize("name", ["latent_classifier", "joint"])
+def test_judged_classifiers(world, name):
+    """Against the scores of the noisy latents of the test digits, level by level."""
+    trained, digits = recipes.find(name), mnist(train=False)
+    metrics = trained.record["metrics"]
+    found = metrics["classifier"] if name == "joint" else metrics
+    network = trained.model.classifier if name == "joint" else trained.model
+    assert found["times"] == list(range(0, 1001, 100))
+    x_0 = latent.encode(trained.vae, to_images(digits.images))
+    eps = torch.randn(x_0.shape, generator=generator_for(0))
+    for time, share in zip(found["times"], found["accuracy"], strict=True):
+        a, t = float(cosine().alpha_bar[time]), torch.full((len(x_0),), time)
+        with torch.no_grad():
+            named = network(a**0.5 * x_0 + (1 - a) ** 0.5 * eps, t).argmax(1)
+        right = (named == digits.labels).double().mean()
+        assert share == pytest.approx(float(right), abs=1 / 20)
+
+
+# ---- classes and guidance ------------------------------------------------------------------
+
+
+def test_guided_denoisers_follow_the_convention(world):
+    """u + s (c - u), and at both ends exactly one of the two."""
+    trained = recipes.find("latent")
+    x, t, labels = torch.randn(4, 4, 8, 8), torch.full((4,), 500), torch.tensor([3, 1, 4, 1])
+    u, c = trained.denoise(x, t), trained.guided(labels)(x, t)
+    assert not torch.allclose(u, c, atol=1e-3)
+    assert torch.equal(trained.guided(labels, 0.0)(x, t), u)
+    assert torch.equal(trained.guided(labels, 1.0)(x, t), c)
+    torch.testing.assert_close(trained.guided(labels, 3.0)(x, t), u + 3 * (c - u))
+    assert not c.requires_grad
+
+
+def test_samples_of_latents_are_pictures(world):
+    trained = recipes.find("latent")
+    *states, last = recipes.denoising(trained, [0, 1, 2], 4, scale=2.0)
+    assert last.x_t.shape == (3, 4, 8, 8)
+    assert len(states) == 3
+    images = recipes.sample(trained, [0, 1, 2], 4, scale=2.0)
+    assert torch.equal(images, latent.decode(trained.vae, last.x_t))
+    assert images.shape == (3, 1, 32, 32)
+    told = recipes.sample(trained, [0, 1, 2], 4, scale=2.0, labels=torch.tensor([0, 1, 2]))
+    assert torch.equal(images, told), "without labels the classes go round"
+
+
+@pytest.mark.parametrize("how", [{"labels": torch.tensor([1])}, {"scale": 2.0}])
+def test_a_model_without_classes_cannot_be_guided(ddpm, how):
+    with pytest.raises(InputError, match="knows no classes"):
+        recipes.sample(ddpm, [0], 2, **how)
+
+
+def test_a_latent_model_needs_its_own_autoencoder(world, weights, tmp_path, monkeypatch):
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    monkeypatch.setattr(recipes, "WEIGHTS", folder)
+    settings = recipes.settings_of("vae", "smoke", {"seed": "1", "steps": "2"})
+    list(recipes.train("vae", settings, profile="smoke", out="other"))
+    shutil.copy("other/vae.safetensors", folder / "vae.safetensors")
+    tiny.write_manifest(folder)
+    with pytest.raises(InputError, match="was trained with another vae; train it again"):
+        recipes.find("latent")
+    (folder / "vae.safetensors").unlink()
+    with pytest.raises(InputError, match="no shipped weights for 'vae'"):
+        recipes.find("latent")
+    with pytest.raises(InputError, match="no shipped weights for 'vae'"):
+        recipes.train_or_load("latent", "smoke")
+
+
+def test_the_autoencoder_may_be_a_file_and_must_be_one(world):
+    changes = QUICK | {"vae": str(recipes.shipped_path("vae"))}
+    settings = recipes.settings_of("latent", "smoke", changes)
+    *_, last = recipes.train("latent", settings, profile="smoke", out="out")
+    assert last.record["vae"] == recipes.find("vae").record["sha256"]
+    assert recipes.load("out/latent.safetensors").settings == settings
+    settings = recipes.settings_of("latent", "smoke", QUICK | {"vae": "ddpm"})
+    with pytest.raises(InputError, match="ddpm is not an autoencoder"):
+        next(recipes.train("latent", settings, profile="smoke"))
 
 
 # ---- full: kept, resumed, loaded -----------------------------------------------------------
@@ -334,6 +516,34 @@ def test_unusable_setting(key, text, reason):
     with pytest.raises(InputError, match=reason) as refusal:
         recipes.settings_of("ddpm", "smoke", {key: text})
     assert "\n" not in str(refusal.value)
+
+
+def test_words_that_two_groups_share_are_told_apart():
+    changes = {"widths": "4,8", "classifier.widths": "8,24", "classifier_weight": "0.5"}
+    found = recipes.settings_of("joint", "smoke", changes)
+    assert found.model.widths == (4, 8)
+    assert found.classifier.widths == (8, 24)
+    assert found.classifier_weight == 0.5
+    assert recipes.flat(found)["classifier.widths"] == (8, 24)
+
+
+def test_settings_older_than_a_field_mean_its_default():
+    """Only fields that were added since may be missing, and none may be unknown."""
+    settings = recipes.settings_of("ddpm", "smoke")
+    old = asdict(settings)
+    del old["label_dropout"], old["model"]["classes"]
+    assert recipes.from_dict(type(settings), old) == settings
+    for foreign in ({k: v for k, v in old.items() if k != "T"}, {}):
+        with pytest.raises(KeyError):
+            recipes.from_dict(type(settings), foreign)
+    with pytest.raises(TypeError, match="no field colours"):
+        recipes.from_dict(type(settings), old | {"colours": 3})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_profiles_have_settings_of_one_kind(name):
+    recipe = recipes.RECIPES[name]
+    assert type(recipe.full) is type(recipe.smoke)
 
 
 def test_settings_survive_their_checkpoint(world):

@@ -319,7 +319,70 @@ def test_ddpm_recipe_costs_at_most_0_3_gflop():
     assert 0.01e9 < counter.get_total_flops() <= 0.3e9
 
 
+# ---- classes -------------------------------------------------------------------------------
+
+CLASSY = replace(SMALL, classes=3)
+
+
+def told(network, x, labels):
+    """Return the answers of a network that is told the class of each image."""
+    with torch.no_grad():
+        return network(x, torch.full((len(x),), 50), network.of_class(torch.tensor(labels)))
+
+
+def test_class_changes_the_answer_of_its_own_image():
+    network, x = alive(UNet(CLASSY)), numbers(3, 1, 8, 8)
+    first, second = told(network, x, [0, 1, 2]), told(network, x, [0, 2, 2])
+    changed = (first - second).abs().amax((1, 2, 3))
+    assert changed[1] > 0.05
+    assert changed[[0, 2]].max() < 1e-5
+
+
+def test_without_a_condition_the_null_class_is_told():
+    network, x = alive(UNet(CLASSY)), numbers(2, 1, 8, 8)
+    assert network.null == 3
+    assert torch.equal(answers(network, x, 50), told(network, x, [3, 3]))
+    assert not torch.allclose(answers(network, x, 50), told(network, x, [0, 0]), atol=0.05)
+
+
+def test_class_embedding_is_added_to_the_time_embedding():
+    """A class whose row is zero says what a network without classes hears: the time alone."""
+    network, plain, x = alive(UNet(CLASSY)), UNet(SMALL).eval(), numbers(2, 1, 8, 8)
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if k != "label.weight"})
+    with torch.no_grad():
+        network.label.weight[1] = 0
+        network.label.weight[2] = network.time(torch.tensor(900)[None]) - network.time(
+            torch.tensor(50)[None]
+        )
+    torch.testing.assert_close(told(network, x, [1, 1]), answers(plain, x, 50))
+    torch.testing.assert_close(told(network, x, [2, 2]), answers(plain, x, 900), rtol=0, atol=1e-4)
+
+
+def test_every_row_of_the_class_embedding_learns():
+    network = alive(UNet(CLASSY)).train()
+    cond = network.of_class(torch.arange(4))
+    network(numbers(4, 1, 8, 8), torch.full((4,), 50), cond).square().sum().backward()
+    assert (network.label.weight.grad.abs().sum(1) > 0).all()
+
+
+def test_a_network_without_classes_has_no_embedding():
+    assert not any("label" in name for name in UNet(SMALL).state_dict())
+
+
 # ---- refusals ------------------------------------------------------------------------------
+
+
+def test_labels_that_are_not_classes_are_refused():
+    with pytest.raises(InputError, match="without classes; it cannot be told a label"):
+        UNet(SMALL).of_class(torch.tensor([1]))
+    for label in (-1, 4):
+        with pytest.raises(InputError, match=r"must lie in 0\.\.2, or be 3 for none"):
+            UNet(CLASSY).of_class(torch.tensor([label]))
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(InputError, match="reads images of 1 channels, got 3"):
+        UNet(SMALL)(torch.zeros(2, 3, 8, 8), torch.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +392,8 @@ def test_ddpm_recipe_costs_at_most_0_3_gflop():
         ({"blocks": 0}, "one block per level"),
         ({"attention": (2,)}, r"attention levels \(2,\) must lie in 0\.\.1"),
         ({"attention": (-1,)}, r"attention levels \(-1,\) must lie in 0\.\.1"),
+        ({"classes": -1}, "must not be negative"),
+        ({"classes": 10, "time_input": False}, "need time_input=True"),
         ({"heads": 3}, "16 channels do not divide into 3 heads"),
     ],
 )

@@ -1,0 +1,87 @@
+"""Pictures and films of digits on their way out of the noise."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mnistlib.data import to_uint8, write_atomically
+from mnistlib.types import InputError
+
+__all__ = ["frames", "sheet", "spread", "wanted_digits", "write"]
+
+PAPER = -0.1  # the grey between pictures
+BLOCK = 16  # the sides of a frame are multiples of it: video codecs ask for that
+
+
+def wanted_digits(text: str) -> list[int]:
+    """ "0-9" or "3,1,4" -> a list of digits.
+
+    Raises:
+        InputError: it names something else.
+    """
+    digits: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        last = last or first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) <= 9):
+            raise InputError(f"{text!r} names no digits; give a range such as 0-9, or 3,1,4")
+        digits += range(int(first), int(last) + 1)
+    return digits
+
+
+def spread(states: Sequence[Tensor], count: int) -> list[Tensor]:
+    """``count`` of the states at equal distances, the first and the last among them.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if not 2 <= count <= len(states):
+        raise InputError(f"cannot take {count} snapshots of {len(states)} steps; take 2 or more")
+    return [states[round(i * (len(states) - 1) / (count - 1))] for i in range(count)]
+
+
+def sheet(images: Tensor, columns: int, enlarge: int = 3, gap: int = 1) -> Tensor:
+    """Images (B, C, H, W) in rows on grey paper, one image (C, H', W'), all pixels enlarged."""
+    B, C, H, W = images.shape
+    rows = -(-B // columns)
+    paper = torch.full((C, rows * (H + gap) + gap, columns * (W + gap) + gap), PAPER)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (H + gap) + gap, (i % columns) * (W + gap) + gap
+        paper[:, y : y + H, x : x + W] = image
+    return paper.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+
+
+def frames(states: Sequence[Tensor], columns: int, hold: int = 15, enlarge: int = 3) -> Tensor:
+    """One RGB frame a state, the last one ``hold`` times more: uint8 (N, H, W, 3)."""
+    film = torch.stack([sheet(images, columns, enlarge) for images in states])
+    down, right = (-film.shape[-2] % BLOCK, -film.shape[-1] % BLOCK)
+    margins = [right // 2, right - right // 2, down // 2, down - down // 2]
+    film = to_uint8(F.pad(film, margins, value=PAPER)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    return torch.cat([film, film[-1:].expand(hold, -1, -1, -1)])
+
+
+def write(path: str | Path, frames: Tensor, fps: int) -> None:
+    """Write frames (N, H, W, 3) as .mp4 or .gif, whole or not at all.
+
+    Raises:
+        InputError: another suffix, or a package is missing.
+    """
+    try:
+        import imageio.v3 as imageio
+        import imageio_ffmpeg  # noqa: F401  (imageio asks for it when it meets an MP4)
+    except ImportError as e:
+        raise InputError("films need two packages: pip install imageio imageio-ffmpeg") from e
+    path = Path(path)
+    how = {
+        ".mp4": {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps, "macro_block_size": BLOCK},
+        ".gif": {"extension": ".gif", "plugin": "pillow", "duration": 1000 / fps, "loop": 0},
+    }
+    if path.suffix not in how:
+        raise InputError(f"{path.name} is neither .mp4 nor .gif")
+    buffer = io.BytesIO()
+    imageio.imwrite(buffer, frames.numpy(), **how[path.suffix])
+    write_atomically(path, buffer.getvalue())

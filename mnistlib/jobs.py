@@ -1,0 +1,313 @@
+"""What each training run learns from, and how its result is judged.
+
+A job turns settings and digits into the loss and the batches that ``fit`` needs; a judge measures
+the finished model. Batches are functions of (seed, step). Legend: B images of a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnistlib import latent
+from mnistlib.data import Digits, batch_indices, generator_for, to_images
+from mnistlib.guidance import bind
+from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
+from mnistlib.objective import NoisyBatch, add_noise, diffusion_loss, drop_labels
+from mnistlib.schedules import make_schedule
+from mnistlib.trained import (
+    ClassifierSettings,
+    DiffusionSettings,
+    FeatureSettings,
+    JointSettings,
+    Trained,
+    VaeSettings,
+    balanced_labels,
+    sample_in_batches,
+)
+from mnistlib.vae import Vae, vae_loss
+
+__all__ = ["LabelledBatch", "NoisyLabelledBatch"]
+
+Find = Callable[[str], Trained]
+"""The earlier model of a name, see ``recipes.find``."""
+
+GUIDED = (1.5, 2.0, 3.0)  # the scales at which class-conditional models are judged besides 1
+
+
+class LabelledBatch(NamedTuple):
+    """Images (B, 1, 32, 32) and their labels (B,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class AutoencoderBatch(NamedTuple):
+    """Images (B, C, H, W) and the noise (B, Z, h, w) of their latents."""
+
+    images: Tensor
+    eps: Tensor
+
+
+class NoisyLabelledBatch(NamedTuple):
+    """A ``NoisyBatch`` with the labels (B,), and with what the network is told of them (B,)."""
+
+    x_0: Tensor
+    t: Tensor
+    eps: Tensor
+    labels: Tensor
+    told: Tensor
+
+
+# ---- digit_features ------------------------------------------------------------------------
+
+
+def shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
+    """Move each image (B, C, H, W) by its offset (B, 2) in -shift..shift; black comes in."""
+    B, C, H, W = images.shape
+    padded = F.pad(images, [shift] * 4, value=-1.0)
+    rows = (
+        (torch.arange(H) + shift + offsets[:, :1]).view(B, 1, H, 1).expand(B, C, H, W + 2 * shift)
+    )
+    columns = (torch.arange(W) + shift + offsets[:, 1:]).view(B, 1, 1, W).expand(B, C, H, W)
+    return padded.gather(2, rows).gather(3, columns)
+
+
+def features_job(settings: FeatureSettings, digits: Digits, vae: Vae | None = None):
+    """Name the class of digits that are shifted a little."""
+    indices = batch_indices(len(digits.labels), settings.batch_size)
+
+    def batch_at(seed: int, step: int) -> LabelledBatch:
+        i = indices(seed, step)
+        s = settings.shift
+        offsets = torch.randint(-s, s + 1, (len(i), 2), generator=generator_for(seed, step))
+        return LabelledBatch(shifted(to_images(digits.images[i]), offsets, s), digits.labels[i])
+
+    def loss(model: nn.Module, batch: LabelledBatch) -> Tensor:
+        return F.cross_entropy(model(batch.images).float(), batch.labels)
+
+    return loss, batch_at
+
+
+def judge_features(trained: Trained, digits: Digits, test: Digits | None, find: Find):
+    """Measure the reference statistics, then the accuracy and the floor of real test digits."""
+    network = trained.model
+    known = digits.images[: trained.settings.judged]
+    mean, cov = feature_statistics(features_of(network, to_images(known)))
+    network.reference_mean.copy_(mean)
+    network.reference_cov.copy_(cov)
+    metrics: dict[str, Any] = {"reference_digits": len(known)}
+    if test is not None:
+        images = to_images(test.images)
+        metrics["test_accuracy"] = accuracy(network, images, test.labels)
+        metrics["floor"] = frechet_to((mean, cov), images, network)
+        metrics["floor_digits"] = len(images)
+    return metrics
+
+
+# ---- the autoencoder -----------------------------------------------------------------------
+
+
+def vae_job(settings: VaeSettings, digits: Digits, vae: Vae | None = None):
+    """Reconstruction: the digits themselves, through a noisy latent."""
+    indices = batch_indices(len(digits.labels), settings.batch_size)
+    side = 32 // settings.model.down
+
+    def batch_at(seed: int, step: int) -> AutoencoderBatch:
+        images = _as_pictures(digits.images[indices(seed, step)], settings.model.in_channels)
+        shape = (len(images), settings.model.latent_channels, side, side)
+        return AutoencoderBatch(images, torch.randn(shape, generator=generator_for(seed, step)))
+
+    def loss(model: Vae, batch: AutoencoderBatch) -> Tensor:
+        return vae_loss(model, *batch, settings.kl_weight)
+
+    return loss, batch_at
+
+
+def judge_vae(trained: Trained, digits: Digits, test: Digits | None, find: Find):
+    """Measure the latent scale, then how far reconstructions of the test digits lie from real."""
+    model, channels = trained.model, trained.settings.model.in_channels
+    latent.measure_scale(model, _as_pictures(digits.images, channels))
+    images = _as_pictures((test or digits).images, channels)
+    back = latent.decode(model, latent.encode(model, images))
+    grey = back.mean(1, keepdim=True)
+    return _distance(grey, find("digit_features")) | {
+        "images": len(images),
+        "squared_error": float((back - images).square().mean()),
+        "scale": [round(float(s), 4) for s in model.scale.flatten()],
+        "shift": [round(float(s), 4) for s in model.shift.flatten()],
+    }
+
+
+def _as_pictures(raw: Tensor, channels: int) -> Tensor:
+    return to_images(raw).expand(-1, channels, -1, -1)
+
+
+# ---- diffusion of pixels or latents --------------------------------------------------------
+
+
+def diffusion_job(settings: DiffusionSettings, digits: Digits, vae: Vae | None = None):
+    """Predict noise (or what ``predicts`` says) in images, or in latents where there is a vae."""
+    schedule, classes = make_schedule(settings.schedule, settings.T), settings.model.classes
+    batch_at = noisy_batches(settings, digits, vae, settings.label_dropout if classes else None)
+
+    def loss(model: nn.Module, batch: NoisyBatch | NoisyLabelledBatch) -> Tensor:
+        told = bind(model, model.of_class(batch.told)) if classes else model
+        return diffusion_loss(
+            told, NoisyBatch(*batch[:3]), schedule, settings.predicts, settings.weighting
+        )
+
+    return loss, batch_at
+
+
+def noisy_batches(settings, digits: Digits, vae: Vae | None, dropout: float | None):
+    """(seed, step) -> clean data, times and noise; with labels unless ``dropout`` is None.
+
+    Latents are encoded once, here, and kept in memory.
+    """
+    latents = None if vae is None else latent.encode(vae, to_images(digits.images))
+    indices = batch_indices(len(digits.labels), settings.batch_size)
+
+    def batch_at(seed: int, step: int) -> NoisyBatch | NoisyLabelledBatch:
+        i = indices(seed, step)
+        x_0 = to_images(digits.images[i]) if latents is None else latents[i]
+        generator = generator_for(seed, step)
+        t = torch.randint(1, settings.T + 1, (len(x_0),), generator=generator)
+        batch = NoisyBatch(x_0, t, torch.randn(x_0.shape, generator=generator))
+        if dropout is None:
+            return batch
+        labels = digits.labels[i]
+        told = drop_labels(labels, dropout, settings.model.classes, generator=generator)
+        return NoisyLabelledBatch(*batch, labels, told)
+
+    return batch_at
+
+
+def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find: Find):
+    """Frechet distance of fresh samples to the 60,000, in multiples of the floor as well.
+
+    Fresh noise is drawn in every step (eta 1). What it is worth is measured on a tenth of the
+    samples: ``compared`` sets them beside those that the same first noises give without it.
+    A model that knows classes draws as many of each, unguided, and is judged by their accuracy
+    too; ``guided`` sets a fifth of them beside as many at the scales ``GUIDED``.
+    """
+    s, eye = trained.settings, find("digit_features")
+    few, some = max(2, s.judged // 10), max(2, s.judged // 5)
+
+    def draw(count: int, **how: float) -> Tensor:
+        return sample_in_batches(trained, count, s.judge_steps, seed=1, **how)
+
+    noisy = draw(s.judged, eta=1.0)
+    metrics = _quality(noisy, trained.classes, eye)
+    metrics["sampler"] = f"ddim, {s.judge_steps} steps, eta 1"
+    both = {"eta 1": noisy[:few], "eta 0": draw(few, eta=0.0)}
+    distances = {name: _distance(images, eye)["frechet"] for name, images in both.items()}
+    metrics["compared"] = {"samples": few} | distances
+    if trained.classes:
+        drawn = {1.0: noisy[:some]} | {w: draw(some, eta=1.0, scale=w) for w in GUIDED}
+        metrics["guided"] = {
+            f"scale {w:g}": _quality(images, trained.classes, eye) for w, images in drawn.items()
+        }
+    if test is not None:
+        metrics["test_loss"] = _test_loss(trained, test)
+    return metrics
+
+
+def _quality(images: Tensor, classes: int, eye: Trained) -> dict[str, Any]:
+    """Distance of samples and, where their classes go round, the share that the eye confirms."""
+    metrics: dict[str, Any] = _distance(images, eye) | {"samples": len(images)}
+    if classes:
+        labels = balanced_labels(range(len(images)), classes)
+        metrics["accuracy"] = accuracy(eye.model, images, labels)
+    return metrics
+
+
+def _distance(images: Tensor, eye: Trained) -> dict[str, float]:
+    reference = (eye.model.reference_mean, eye.model.reference_cov)
+    distance = frechet_to(reference, images, eye.model)
+    return {"frechet": distance, "times_floor": distance / eye.record["metrics"]["floor"]}
+
+
+@torch.no_grad()
+def _test_loss(trained: Trained, test: Digits) -> float:
+    """The mean diffusion loss over the test digits, each once or a little more, the noise fixed."""
+    loss, batch_at = diffusion_job(trained.settings, test, trained.vae)
+    device = next(trained.model.parameters()).device
+    values = []
+    for step in range(-(-len(test.labels) // trained.settings.batch_size)):
+        batch = batch_at(0, step)
+        values.append(loss(trained.model, type(batch)(*(part.to(device) for part in batch))))
+    return float(torch.stack(values).mean())
+
+
+# ---- classifiers of noisy data -------------------------------------------------------------
+
+
+def classifier_job(settings: ClassifierSettings, digits: Digits, vae: Vae | None = None):
+    """Name the class at every noise level, or of clean data alone."""
+    schedule = make_schedule(settings.schedule, settings.T)
+    batch_at = noisy_batches(settings, digits, vae, dropout=0.0)
+
+    def loss(model: nn.Module, batch: NoisyLabelledBatch) -> Tensor:
+        t = batch.t if settings.noisy else torch.zeros_like(batch.t)
+        return _cross_entropy(model, batch, t, schedule)
+
+    return loss, batch_at
+
+
+def _cross_entropy(model: nn.Module, batch: NoisyLabelledBatch, t: Tensor, schedule) -> Tensor:
+    x_t = add_noise(batch.x_0, batch.eps, t, schedule)
+    return F.cross_entropy(model(x_t, t).float(), batch.labels)
+
+
+def judge_classifier(trained: Trained, digits: Digits, test: Digits | None, find: Find):
+    """Accuracy on test digits at eleven noise levels, 0 being clean."""
+    return accuracy_per_level(trained.model, trained, test or digits)
+
+
+@torch.no_grad()
+def accuracy_per_level(network: nn.Module, trained: Trained, digits: Digits) -> dict[str, list]:
+    """Times, and the share of digits so noisy that the classifier ``network`` names rightly."""
+    x_0 = to_images(digits.images)
+    x_0 = x_0 if trained.vae is None else latent.encode(trained.vae, x_0)
+    eps = torch.randn(x_0.shape, generator=generator_for(0))
+    times, shares = [level * trained.schedule.T // 10 for level in range(11)], []
+    for time in times:
+        t = torch.full((len(x_0),), time)
+        x_t = add_noise(x_0, eps, t, trained.schedule)
+        shares.append(_accuracy(network, x_t, t, digits.labels))
+    return {"times": times, "accuracy": shares}
+
+
+def _accuracy(network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor) -> float:
+    device = next(network.parameters()).device
+    pairs = zip(x_t.split(500), t.split(500), strict=True)
+    scores = torch.cat([network(x.to(device), time.to(device)).cpu() for x, time in pairs])
+    return float((scores.argmax(1) == labels).double().mean())
+
+
+# ---- both at once --------------------------------------------------------------------------
+
+
+def joint_job(settings: JointSettings, digits: Digits, vae: Vae | None = None):
+    """The diffusion loss plus ``classifier_weight`` times the cross-entropy, on one noisy batch.
+
+    The networks start afresh; what earlier trainings give is the autoencoder's latents.
+    """
+    schedule = make_schedule(settings.schedule, settings.T)
+    diffusion, batch_at = diffusion_job(settings, digits, vae)
+
+    def loss(model: nn.Module, batch: NoisyLabelledBatch) -> Tensor:
+        classification = _cross_entropy(model.classifier, batch, batch.t, schedule)
+        return diffusion(model, batch) + settings.classifier_weight * classification
+
+    return loss, batch_at
+
+
+def judge_joint(trained: Trained, digits: Digits, test: Digits | None, find: Find):
+    """Both judges, so that each half can be set beside the model that was trained alone."""
+    per_level = accuracy_per_level(trained.model.classifier, trained, test or digits)
+    drawn = judge_diffusion(trained, digits, test, find)
+    return drawn | {"classifier": per_level}

@@ -1,0 +1,52 @@
+"""Diffusion in the autoencoder's latents: encode, bring to unit scale, diffuse, decode.
+
+A schedule takes it for granted that clean data spreads about as wide as the noise; latents do not,
+until they are shifted and scaled. "Latents" below always means the scaled ones, (B, Z, h, w).
+"""
+
+import torch
+from torch import Tensor
+
+from mnistlib.vae import Vae
+
+__all__ = ["decode", "encode", "latent_shape", "measure_scale"]
+
+
+@torch.no_grad()
+def measure_scale(vae: Vae, images: Tensor) -> None:
+    """Measure mean and spread of each latent channel over images (N, C, H, W) and store them.
+
+    ``encode`` then gives each channel mean 0 and standard deviation 1 over these images. Rombach
+    et al. 2022 (section 4.3.2 and appendix G) use one scale for all channels, and no shift.
+    """
+    means = _means(vae, images, 500).transpose(0, 1).flatten(1)  # (Z, N h w)
+    vae.shift.copy_(means.mean(1).view(-1, 1, 1))
+    vae.scale.copy_(1 / means.std(1).view(-1, 1, 1))
+
+
+@torch.no_grad()
+def encode(vae: Vae, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] -> their latents (N, Z, h, w), on the CPU.
+
+    The posterior's mean is taken, not a draw: its noise is what the decoder forgives, and the
+    diffusion need not learn it. A training encodes its images once and keeps the result.
+    """
+    return (_means(vae, images, batch_size) - vae.shift.cpu()) * vae.scale.cpu()
+
+
+@torch.no_grad()
+def decode(vae: Vae, latents: Tensor, batch_size: int = 500) -> Tensor:
+    """Latents (N, Z, h, w) -> images (N, C, H, W) clipped to [-1, 1], on the CPU."""
+    parts = latents.to(vae.scale.device).split(batch_size)
+    return torch.cat([vae.decode(z / vae.scale + vae.shift).clamp(-1, 1).cpu() for z in parts])
+
+
+def latent_shape(vae: Vae, size: int = 32) -> tuple[int, int, int]:
+    """(Z, h, w) of the latents of square pictures of ``size`` pixels a side."""
+    side = size // vae.config.down
+    return vae.config.latent_channels, side, side
+
+
+def _means(vae: Vae, images: Tensor, batch_size: int) -> Tensor:
+    device = vae.scale.device
+    return torch.cat([vae.encode(x.to(device)).mean.cpu() for x in images.split(batch_size)])

@@ -1,0 +1,128 @@
+"""Every named training run: its settings in both profiles, its network, its job, its judge."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from mnistlib import jobs
+from mnistlib.classifier import (
+    DigitFeatures,
+    DigitFeaturesConfig,
+    NoisyClassifier,
+    NoisyClassifierConfig,
+)
+from mnistlib.joint import Joint, JointConfig
+from mnistlib.train import TrainConfig
+from mnistlib.trained import (
+    ClassifierSettings,
+    DiffusionSettings,
+    FeatureSettings,
+    JointSettings,
+    LatentSettings,
+    Settings,
+    VaeSettings,
+)
+from mnistlib.unet import UNet, UNetConfig
+from mnistlib.vae import Vae, VaeConfig
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+class Recipe(NamedTuple):
+    """How to make one model.
+
+    Attributes:
+        full, smoke: the settings of the two profiles that train.
+        network: settings -> untrained network.
+        job: (settings, training digits, autoencoder or None) -> the loss and the batches that
+            ``fit`` needs.
+        judge: (trained, training digits, test digits or None, ``find``) -> metrics.
+    """
+
+    full: Settings
+    smoke: Settings
+    network: Callable[[Any], nn.Module]
+    job: Callable[..., tuple[Callable, Callable]]
+    judge: Callable[..., dict[str, Any]]
+
+
+_DDPM = DiffusionSettings()
+_LATENT = LatentSettings(
+    model=UNetConfig(in_channels=4, out_channels=4, widths=(64, 128), attention=(0, 1), classes=10),
+    train=TrainConfig(steps=12_000, lr=1.5e-3, warmup=500, ema=0.9995, checkpoint_every=250),
+    judge_steps=25,
+    snapshots=(1000, 2000, 4000, 8000),
+)
+
+_QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)
+_TINY = UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16)
+_TINY_LATENT = replace(_TINY, in_channels=4, out_channels=4, classes=10)
+_TINY_CLASSIFIER = NoisyClassifierConfig(widths=(8, 16), time_dim=16)
+_SMOKE = DiffusionSettings(model=_TINY, train=_QUICK, batch_size=32, judged=64, judge_steps=5)
+_SMOKE_LATENT = LatentSettings(
+    model=_TINY_LATENT, train=_QUICK, batch_size=32, judged=64, judge_steps=5
+)
+
+
+def _fields_of(settings: Settings) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in fields(settings)}
+
+
+RECIPES: dict[str, Recipe] = {
+    "digit_features": Recipe(
+        full=FeatureSettings(),
+        smoke=FeatureSettings(
+            model=DigitFeaturesConfig(widths=(8, 16)),
+            train=TrainConfig(steps=30, warmup=5, ema=0.9, checkpoint_every=10),
+            batch_size=64,
+            judged=1000,
+        ),
+        network=lambda s: DigitFeatures(s.model),
+        job=jobs.features_job,
+        judge=jobs.judge_features,
+    ),
+    "ddpm": Recipe(
+        full=_DDPM,
+        smoke=_SMOKE,
+        network=lambda s: UNet(s.model),
+        job=jobs.diffusion_job,
+        judge=jobs.judge_diffusion,
+    ),
+    "ddpm_class": Recipe(
+        full=replace(_DDPM, model=replace(_DDPM.model, classes=10)),
+        smoke=replace(_SMOKE, model=replace(_TINY, classes=10)),
+        network=lambda s: UNet(s.model),
+        job=jobs.diffusion_job,
+        judge=jobs.judge_diffusion,
+    ),
+    "vae": Recipe(
+        full=VaeSettings(),
+        smoke=VaeSettings(model=VaeConfig(widths=(8, 8, 16)), train=_QUICK, batch_size=32),
+        network=lambda s: Vae(s.model),
+        job=jobs.vae_job,
+        judge=jobs.judge_vae,
+    ),
+    "latent": Recipe(
+        full=_LATENT,
+        smoke=_SMOKE_LATENT,
+        network=lambda s: UNet(s.model),
+        job=jobs.diffusion_job,
+        judge=jobs.judge_diffusion,
+    ),
+    "latent_classifier": Recipe(
+        full=ClassifierSettings(),
+        smoke=ClassifierSettings(model=_TINY_CLASSIFIER, train=_QUICK, batch_size=32),
+        network=lambda s: NoisyClassifier(s.model),
+        job=jobs.classifier_job,
+        judge=jobs.judge_classifier,
+    ),
+    "joint": Recipe(
+        full=JointSettings(**_fields_of(_LATENT)),
+        smoke=JointSettings(**_fields_of(_SMOKE_LATENT), classifier=_TINY_CLASSIFIER),
+        network=lambda s: Joint(JointConfig(s.model, s.classifier)),
+        job=jobs.joint_job,
+        judge=jobs.judge_joint,
+    ),
+}
