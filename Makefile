@@ -37,7 +37,7 @@ lint: $(VENV)/.stamp  ## check style and spelling
 notebooks: $(VENV)/.stamp  ## execute the chapters again: notebooks/src/*.md -> notebooks/*.ipynb
 	$(VENV)/bin/python scripts/notebooks.py
 
-ablations: $(VENV)/.stamp  ## run the chapters' ablations again, resumable (about 90 minutes)
+ablations: $(VENV)/.stamp  ## run the chapters' ablations again, resumable (hours)
 	$(RUN) mnistlib.ablations
 
 train: $(VENV)/.stamp  ## train the shipped networks again, resumable (more than an hour on two CPU cores)
