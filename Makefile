@@ -40,7 +40,7 @@ notebooks: $(VENV)/.stamp  ## execute the chapters again: notebooks/src/*.md -> 
 ablations: $(VENV)/.stamp  ## run the chapters' ablations again, resumable (hours)
 	$(RUN) mnistlib.ablations
 
-train: $(VENV)/.stamp  ## train the shipped networks again, resumable (more than an hour on two CPU cores)
+train: $(VENV)/.stamp  ## train the shipped networks again, resumable (hours on two CPU cores)
 	$(RUN) mnistlib train digit_features --profile full $(if $(wildcard runs/digit_features/state.safetensors),--resume)
 	$(RUN) mnistlib train ddpm --profile full $(if $(wildcard runs/ddpm/state.safetensors),--resume)
 
