@@ -197,7 +197,7 @@ ABLATIONS: dict[str, Ablation] = {
     "features": Ablation(yardsticks.features_run, {name: name for name in yardsticks.EYES}),
     "sampling": Ablation(pace.pace_run, pace.SWEEP, seeds=(0,)),
     "sampling_final": Ablation(
-        lambda budget, seed: pace.final_run(budget, seed, read_record("sampling")["rows"]),
+        lambda choice, seed: pace.final_run(choice, seed, read_record("sampling")["rows"]),
         pace.FINAL,
         seeds=(1,),
     ),
