@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -185,5 +186,8 @@ def _draw_curve(out: Path, rows: list[tuple[float, ...]], of: str) -> None:
     ax.plot(stretches(steps, 200), stretches(losses, 200), label="training, weights of the moment")
     ax.plot(measured_at, measured, ".-", label=f"{of}, averaged weights")
     ax.set(xlabel="step", ylabel="loss", yscale="log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    ax.yaxis.set_minor_formatter("{x:g}")
     ax.legend()
     plots.save_figure(out / "loss.png", fig)
