@@ -60,7 +60,7 @@ def train(
     ] = None,
     every: Annotated[
         int, typer.Option("--validate-every", min=1, help="Steps between two measurements.")
-    ] = 250,
+    ] = 400,
     as_json: Json = False,
 ) -> None:
     """Train a recipe; its state is saved as it goes, its result at the end.
