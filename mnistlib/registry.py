@@ -116,9 +116,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "latent_classifier": Recipe(
         full=ClassifierSettings(),
-        smoke=ClassifierSettings(
-            model=_TINY_CLASSIFIER, train=_QUICK, batch_size=32, held_out=20
-        ),
+        smoke=ClassifierSettings(model=_TINY_CLASSIFIER, train=_QUICK, batch_size=32, held_out=20),
         network=lambda s: NoisyClassifier(s.model),
         job=jobs.classifier_job,
         judge=jobs.judge_classifier,
