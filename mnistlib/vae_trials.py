@@ -1,0 +1,101 @@
+"""What an autoencoder's choices cost: the weight of its KL divergence, the channels of its latent.
+
+Legend: N digits, Z latent channels, h and w the sides of the latent.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mnistlib import latent, recipes
+from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
+from mnistlib.metrics import frechet_to
+from mnistlib.recipes import VaeSettings
+from mnistlib.train import TrainConfig, fit
+from mnistlib.vae import Posterior, Vae, VaeConfig
+
+__all__ = ["CHANNELS", "KL_WEIGHTS", "vae_run"]
+
+_BASE = VaeSettings(
+    model=VaeConfig(widths=(8, 16, 32)),
+    train=TrainConfig(steps=200, lr=4e-3, warmup=20, ema=0.98),
+    batch_size=64,
+)
+
+KL_WEIGHTS = {f"{w:g}": replace(_BASE, kl_weight=w) for w in (0.0, 0.005, 0.05, 0.5, 5.0)}
+CHANNELS = {
+    f"{z}": replace(_BASE, model=replace(_BASE.model, latent_channels=z)) for z in (1, 2, 4)
+}
+
+
+def vae_run(settings: VaeSettings, seed: int, n: int = 2000) -> dict[str, Any]:
+    """Train a small autoencoder briefly on 55,000 digits and judge it on n of the other 5,000.
+
+    Every Frechet distance is that of n images to the 60,000 training digits.
+    """
+    settings = replace(settings, train=replace(settings.train, seed=seed))
+    digits, unseen = holdout(mnist(source="full"))
+    vae = _trained(settings, digits)
+    images = to_images(unseen.images[:n])
+    latent.measure_scale(vae, images)
+    eps = torch.randn(n, *latent.latent_shape(vae), generator=generator_for(77))
+    return _reconstruction(vae, images, eps) | _drawn_from_nothing(vae, eps)
+
+
+def _trained(settings: VaeSettings, digits: Digits) -> Vae:
+    """The averaged network at the end of a training in memory."""
+    recipe = recipes.RECIPES["vae"]
+    loss, batch_at = recipe.job(settings, digits)
+    torch.manual_seed(settings.train.seed)
+    network = recipe.network(settings).to(memory_format=torch.channels_last)
+    *_, last = fit(network, loss, batch_at, settings.train)
+    return last.ema
+
+
+@torch.no_grad()
+def _reconstruction(vae: Vae, images: Tensor, eps: Tensor) -> dict[str, Any]:
+    """Images (N, 1, H, W) there and back, from the posterior's mean and from a draw.
+
+    Squared errors are means over pixels; ``kl`` is in nats a digit, and ``kl_of_channels`` its
+    parts (Z,). ``spread`` and ``noise`` (Z,): how wide each channel's means lie over the digits,
+    and the posterior's standard deviation (root mean square), in the latent's own unit.
+    """
+    parts = [vae.encode(x) for x in images.split(500)]
+    p = Posterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    back, drawn = (_pictures(vae, z) for z in (p.mean, p.draw(eps)))
+    channels = Posterior(*(part.transpose(0, 1) for part in p)).kl() / len(images)
+    return {
+        "squared_error": float((back - images).square().mean()),
+        "squared_error_drawn": float((drawn - images).square().mean()),
+        "kl": float(p.kl().mean()),
+        "kl_of_channels": _rounded(channels),
+        "spread": _rounded(p.mean.transpose(0, 1).flatten(1).std(1)),
+        "noise": _rounded(p.log_var.exp().mean((0, 2, 3)).sqrt()),
+        "frechet": _distance(back),
+    }
+
+
+def _drawn_from_nothing(vae: Vae, eps: Tensor) -> dict[str, float]:
+    """Decode standard normal numbers, as they are and with each channel's mean and spread."""
+    fitted = eps / vae.scale + vae.shift
+    return {
+        "frechet_noise": _distance(_pictures(vae, eps)),
+        "frechet_fitted_noise": _distance(_pictures(vae, fitted)),
+    }
+
+
+@torch.no_grad()
+def _pictures(vae: Vae, z: Tensor) -> Tensor:
+    """Latents in their own unit (N, Z, h, w) -> images (N, 1, H, W) clipped to [-1, 1]."""
+    return torch.cat([vae.decode(part) for part in z.split(500)]).clamp(-1, 1)
+
+
+def _distance(images: Tensor) -> float:
+    eye = recipes.train_or_load("digit_features", "read").model
+    return frechet_to((eye.reference_mean, eye.reference_cov), images, eye)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(v), 4) for v in values]
