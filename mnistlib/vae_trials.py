@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnistlib import latent, recipes
+from mnistlib import recipes
 from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
 from mnistlib.metrics import frechet_to
 from mnistlib.recipes import VaeSettings
@@ -39,9 +39,10 @@ def vae_run(settings: VaeSettings, seed: int, n: int = 2000) -> dict[str, Any]:
     digits, unseen = holdout(mnist(source="full"))
     vae = _trained(settings, digits)
     images = to_images(unseen.images[:n])
-    latent.measure_scale(vae, images)
-    eps = torch.randn(n, *latent.latent_shape(vae), generator=generator_for(77))
-    return _reconstruction(vae, images, eps) | _drawn_from_nothing(vae, eps)
+    posterior = _encoded(vae, images)
+    eps = torch.randn(posterior.mean.shape, generator=generator_for(77))
+    there_and_back = _reconstruction(vae, images, posterior, eps)
+    return there_and_back | _drawn_from_nothing(vae, posterior, eps)
 
 
 def _trained(settings: VaeSettings, digits: Digits) -> Vae:
@@ -55,15 +56,18 @@ def _trained(settings: VaeSettings, digits: Digits) -> Vae:
 
 
 @torch.no_grad()
-def _reconstruction(vae: Vae, images: Tensor, eps: Tensor) -> dict[str, Any]:
+def _encoded(vae: Vae, images: Tensor) -> Posterior:
+    parts = [vae.encode(x) for x in images.split(500)]
+    return Posterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _reconstruction(vae: Vae, images: Tensor, p: Posterior, eps: Tensor) -> dict[str, Any]:
     """Images (N, 1, H, W) there and back, from the posterior's mean and from a draw.
 
     Squared errors are means over pixels; ``kl`` is in nats a digit, and ``kl_of_channels`` its
     parts (Z,). ``spread`` and ``noise`` (Z,): how wide each channel's means lie over the digits,
     and the posterior's standard deviation (root mean square), in the latent's own unit.
     """
-    parts = [vae.encode(x) for x in images.split(500)]
-    p = Posterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
     back, drawn = (_pictures(vae, z) for z in (p.mean, p.draw(eps)))
     channels = Posterior(*(part.transpose(0, 1) for part in p)).kl() / len(images)
     return {
@@ -71,18 +75,18 @@ def _reconstruction(vae: Vae, images: Tensor, eps: Tensor) -> dict[str, Any]:
         "squared_error_drawn": float((drawn - images).square().mean()),
         "kl": float(p.kl().mean()),
         "kl_of_channels": _rounded(channels),
-        "spread": _rounded(p.mean.transpose(0, 1).flatten(1).std(1)),
+        "spread": _rounded(p.mean.std((0, 2, 3))),
         "noise": _rounded(p.log_var.exp().mean((0, 2, 3)).sqrt()),
         "frechet": _distance(back),
     }
 
 
-def _drawn_from_nothing(vae: Vae, eps: Tensor) -> dict[str, float]:
+def _drawn_from_nothing(vae: Vae, p: Posterior, eps: Tensor) -> dict[str, float]:
     """Decode standard normal numbers, as they are and with each channel's mean and spread."""
-    fitted = eps / vae.scale + vae.shift
+    mean, spread = (f(p.mean, (0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
     return {
         "frechet_noise": _distance(_pictures(vae, eps)),
-        "frechet_fitted_noise": _distance(_pictures(vae, fitted)),
+        "frechet_fitted_noise": _distance(_pictures(vae, mean + spread * eps)),
     }
 
 
