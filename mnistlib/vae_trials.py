@@ -3,6 +3,7 @@
 Legend: N digits, Z latent channels, h and w the sides of the latent.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from mnistlib.recipes import VaeSettings
 from mnistlib.train import TrainConfig, fit
 from mnistlib.vae import Posterior, Vae, VaeConfig
 
-__all__ = ["CHANNELS", "KL_WEIGHTS", "vae_run"]
+__all__ = ["CHANNELS", "KL_WEIGHTS", "table", "vae_run"]
 
 _BASE = VaeSettings(
     model=VaeConfig(widths=(8, 16, 32)),
@@ -103,3 +104,38 @@ def _distance(images: Tensor) -> float:
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(float(v), 4) for v in values]
+
+
+# ---- the results as a table ----------------------------------------------------------------
+
+
+def _signal(row: dict[str, Any]) -> float:
+    """The share of the latent's variance that is spread of the means; the rest is noise."""
+    spread, noise = (sum(x**2 for x in row[part]) for part in ("spread", "noise"))
+    return spread / (spread + noise)
+
+
+COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
+    "error": (lambda row: row["squared_error"], ".4f"),
+    "nats": (lambda row: row["kl"], ".0f"),
+    "signal": (_signal, ".0%"),
+    "channels": (lambda row: sum(nats > 0.5 for nats in row["kl_of_channels"]), "d"),
+    "back": (lambda row: row["frechet"], ".2f"),
+    "noise": (lambda row: row["frechet_noise"], ".1f"),
+}
+"""Name -> what is taken from a row, and its format. A channel counts from half a nat."""
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line a variant, in each column the lowest and the highest of its seeds."""
+    lines = [f"{'':6}" + "".join(f"{name:>15}" for name in COLUMNS)]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        found = [row for row in rows if row["variant"] == variant]
+        cells = [_range([f(row) for row in found], form) for f, form in COLUMNS.values()]
+        lines.append(f"{variant:6}" + "".join(f"{cell:>15}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _range(values: list[float], form: str) -> str:
+    low, high = (format(v, form) for v in (min(values), max(values)))
+    return low if low == high else f"{low}-{high}"

@@ -115,3 +115,20 @@ def test_variants_differ_in_what_their_names_say():
     assert len({(s.train, s.kl_weight, s.batch_size) for s in channels.values()}) == 1
     shipped = recipes.RECIPES["vae"].full.kl_weight
     assert channels["4"] == weights[f"{shipped:g}"], "a run that both need is made once"
+
+
+def test_table_shows_the_range_of_the_seeds():
+    shared = {"variant": "0.05", "kl": 99.6, "spread": [3.0, 0.0], "noise": [1.0, 0.0]}
+    shared |= {"frechet": 0.25, "frechet_noise": 8.0}
+    rows = [
+        shared | {"squared_error": 0.02, "kl_of_channels": [90, 9.6]},
+        shared | {"squared_error": 0.01, "kl_of_channels": [99.5, 0.1], "frechet_noise": 9.5},
+        shared | {"variant": "5", "squared_error": 0.5, "kl_of_channels": [0.4, 0.2]},
+    ]
+    lines = [line.split() for line in vae_trials.table(rows).splitlines()]
+    assert lines == [
+        ["error", "nats", "signal", "channels", "back", "noise"],
+        ["0.05", "0.0100-0.0200", "100", "90%", "1-2", "0.25", "8.0-9.5"],
+        ["5", "0.5000", "100", "90%", "0", "0.25", "8.0"],
+    ]
+    assert len({len(line) for line in vae_trials.table(rows).splitlines()}) == 1
