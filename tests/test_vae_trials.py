@@ -69,6 +69,15 @@ def test_a_run_judges_digits_that_it_was_not_trained_on(made, judged, monkeypatc
     assert row["squared_error"] == row["squared_error_drawn"] == 0
 
 
+def test_each_seed_starts_from_weights_of_its_own(made):
+    """With a learning rate of nearly nothing the weights stay where they began."""
+    still = [replace(TINY, train=replace(TINY.train, lr=1e-9, seed=seed)) for seed in (0, 0, 1)]
+    networks = [vae_trials._trained(settings, mnist()) for settings in still]
+    first, again, other = (network.encoder.conv_in.weight for network in networks)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
 def test_reconstruction_is_measured_rightly(some, judged):
     """Against NumPy and the divergence of torch.distributions."""
     vae, images, eps = some
