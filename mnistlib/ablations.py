@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, pace, recipes, yardsticks
+from mnistlib import checkpoints, pace, recipes, vae_trials, yardsticks
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -201,6 +201,8 @@ ABLATIONS: dict[str, Ablation] = {
         pace.FINAL,
         seeds=(1,),
     ),
+    "kl_weight": Ablation(vae_trials.vae_run, vae_trials.KL_WEIGHTS),
+    "latent_channels": Ablation(vae_trials.vae_run, vae_trials.CHANNELS),
 }
 
 
