@@ -8,7 +8,7 @@ import base64
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "SCALES",
     "SPACES",
     "Costs",
+    "Scale",
     "costs",
     "multiply_adds",
     "rescaled",
@@ -56,13 +57,26 @@ _PIXELS = DiffusionSettings(
     judge_steps=15,
 )
 
-SCALES: dict[str, float | None] = {
-    "measured": 1.0,
-    "left out": None,
-    "ten times too narrow": 0.1,
-    "five times too wide": 5.0,
+
+class Scale(NamedTuple):
+    """The units that latents are brought to.
+
+    Attributes:
+        of: a scale for each of the "channels", "one" for all of them, or "none".
+        factor: the latents become so many times as wide as that.
+    """
+
+    of: Literal["channels", "one", "none"]
+    factor: float = 1.0
+
+
+SCALES: dict[str, Scale] = {
+    "each channel": Scale("channels"),
+    "one for all": Scale("one"),
+    "left out": Scale("none"),
+    "ten times too narrow": Scale("one", 0.1),
+    "five times too wide": Scale("one", 5.0),
 }
-"""Units of the latents, as ``rescaled`` takes them."""
 
 SPACES: dict[str, DiffusionSettings] = {
     "pixels": _PIXELS,
@@ -133,26 +147,25 @@ def _black(vae: Vae) -> Tensor:
 # ---- the scale -----------------------------------------------------------------------------
 
 
-def rescaled(vae: Vae, factor: float | None) -> Vae:
+def rescaled(vae: Vae, scale: Scale) -> Vae:
     """A copy of an autoencoder whose latents come in other units; its pictures stay the same.
 
-    Args:
-        factor: the latents become so many times as wide as the measured scale makes them; None
-            leaves shift and scale out, and latents come as the encoder gives them.
+    One scale for all channels makes their variance 1 on average, as Rombach et al. 2022 do.
     """
     vae = copy.deepcopy(vae)
-    if factor is None:
+    if scale.of == "one":
+        vae.scale.fill_(float(vae.scale.pow(-2).mean().rsqrt()))
+    if scale.of == "none":
         vae.shift.zero_()
         vae.scale.fill_(1)
-    else:
-        vae.scale.mul_(factor)
+    vae.scale.mul_(scale.factor)
     return vae
 
 
-def scale_run(factor: float | None, seed: int) -> dict[str, Any]:
+def scale_run(scale: Scale, seed: int) -> dict[str, Any]:
     """Train briefly on latents in other units; measure what is drawn."""
     shipped = recipes.find("vae")
-    trained, loss = _train(_LATENTS, seed, _digits(), rescaled(shipped.model, factor))
+    trained, loss = _train(_LATENTS, seed, _digits(), rescaled(shipped.model, scale))
     return {"vae": shipped.record["sha256"], "loss": loss} | _judged(trained)
 
 

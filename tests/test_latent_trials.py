@@ -126,19 +126,32 @@ def test_whole_training_counts_every_part_of_it(made):
 # ---- the scale -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.1, 5.0, None])
-def test_units_change_the_latents_and_no_picture(made, factor):
+@pytest.mark.parametrize("name", SCALES)
+def test_units_change_the_latents_and_no_picture(made, name):
     vae, images = made["vae"].model, to_images(mnist().images)
-    other = rescaled(vae, factor)
+    other = rescaled(vae, SCALES[name])
     z = latent.encode(other, images)
-    if factor is None:
-        with torch.no_grad():
-            torch.testing.assert_close(z, vae.encode(images).mean)
-    else:
-        torch.testing.assert_close(z.std((0, 2, 3)), torch.full((4,), factor), rtol=1e-3, atol=0)
     back = latent.decode(vae, latent.encode(vae, images))
     torch.testing.assert_close(latent.decode(other, z), back, rtol=1e-4, atol=1e-4)
     assert not torch.equal(vae.scale, torch.ones_like(vae.scale)), "the original is as it was"
+
+
+def test_units_are_what_their_names_say(made):
+    vae, images = made["vae"].model, to_images(mnist().images)
+    z = {name: latent.encode(rescaled(vae, scale), images) for name, scale in SCALES.items()}
+    std = {name: found.std((0, 2, 3)) for name, found in z.items()}
+    with torch.no_grad():
+        raw = vae.encode(images).mean
+    torch.testing.assert_close(z["left out"], raw)
+    torch.testing.assert_close(std["each channel"], torch.ones(4), rtol=1e-3, atol=0)
+    ratio = std["one for all"] / raw.std((0, 2, 3))
+    torch.testing.assert_close(ratio, ratio[:1].expand(4), rtol=1e-3, atol=0)
+    for name, width in [
+        ("one for all", 1),
+        ("ten times too narrow", 0.1),
+        ("five times too wide", 5),
+    ]:
+        assert std[name].square().mean().sqrt() == pytest.approx(width, rel=1e-3)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 5.0])
@@ -160,7 +173,8 @@ def test_other_units_are_another_time(factor):
 
 
 def test_scale_run_measures_loss_and_samples(made):
-    first, again, other = (latent_trials.scale_run(f, 0) for f in (1.0, 1.0, 5.0))
+    unit, wide = SCALES["each channel"], SCALES["five times too wide"]
+    first, again, other = (latent_trials.scale_run(s, 0) for s in (unit, unit, wide))
     assert first == again
     assert first["vae"] == "ab" * 32
     assert first["samples"] == 12
@@ -168,7 +182,7 @@ def test_scale_run_measures_loss_and_samples(made):
     assert 0 <= first["accuracy"] <= 1
     assert first["frechet"] > 0
     assert decode_sheet(json.loads(json.dumps(first))).shape == (1, 34, 331)
-    assert latent_trials.scale_run(1.0, 1) != first
+    assert latent_trials.scale_run(unit, 1) != first
 
 
 # ---- pixels or latents ---------------------------------------------------------------------
