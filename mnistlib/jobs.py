@@ -136,7 +136,7 @@ def judge_vae(trained: Trained, digits: Digits, test: Digits | None, find: Find)
     return _distance(grey, find("digit_features")) | {
         "images": len(images),
         "squared_error": float((back - images).square().mean()),
-        "scale": [round(float(s), 4) for s in model.scale.flatten()],
+        "scale": round(float(model.scale.mean()), 4),
         "shift": [round(float(s), 4) for s in model.shift.flatten()],
     }
 
