@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnistlib import latent, recipes
-from mnistlib.data import Digits, holdout, mnist
+from mnistlib.data import Digits, holdout, mnist, to_images
 from mnistlib.metrics import accuracy, frechet_to
 from mnistlib.plots import png, sheet
 from mnistlib.recipes import DiffusionSettings, LatentSettings, Trained, balanced_labels
@@ -62,17 +62,17 @@ class Scale(NamedTuple):
     """The units that latents are brought to.
 
     Attributes:
-        of: a scale for each of the "channels", "one" for all of them, or "none".
+        of: "one" measured scale for all channels, one for each of the "channels", or "none".
         factor: the latents become so many times as wide as that.
     """
 
-    of: Literal["channels", "one", "none"]
+    of: Literal["one", "channels", "none"]
     factor: float = 1.0
 
 
 SCALES: dict[str, Scale] = {
-    "each channel": Scale("channels"),
-    "one for all": Scale("one"),
+    "measured": Scale("one"),
+    "each channel its own": Scale("channels"),
     "left out": Scale("none"),
     "ten times too narrow": Scale("one", 0.1),
     "five times too wide": Scale("one", 5.0),
@@ -147,14 +147,15 @@ def _black(vae: Vae) -> Tensor:
 # ---- the scale -----------------------------------------------------------------------------
 
 
-def rescaled(vae: Vae, scale: Scale) -> Vae:
+def rescaled(vae: Vae, scale: Scale, images: Tensor) -> Vae:
     """A copy of an autoencoder whose latents come in other units; its pictures stay the same.
 
-    One scale for all channels makes their variance 1 on average, as Rombach et al. 2022 do.
+    Args:
+        images: (N, C, H, W), on which the channels are measured.
     """
     vae = copy.deepcopy(vae)
-    if scale.of == "one":
-        vae.scale.fill_(float(vae.scale.pow(-2).mean().rsqrt()))
+    if scale.of == "channels":
+        vae.scale.div_(latent.encode(vae, images).std((0, 2, 3)).view(-1, 1, 1))
     if scale.of == "none":
         vae.shift.zero_()
         vae.scale.fill_(1)
@@ -164,8 +165,9 @@ def rescaled(vae: Vae, scale: Scale) -> Vae:
 
 def scale_run(scale: Scale, seed: int) -> dict[str, Any]:
     """Train briefly on latents in other units; measure what is drawn."""
-    shipped = recipes.find("vae")
-    trained, loss = _train(_LATENTS, seed, _digits(), rescaled(shipped.model, scale))
+    shipped, digits = recipes.find("vae"), _digits()
+    vae = rescaled(shipped.model, scale, to_images(digits.images[:1000]))
+    trained, loss = _train(_LATENTS, seed, digits, vae)
     return {"vae": shipped.record["sha256"], "loss": loss} | _judged(trained)
 
 
