@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 BUDGET = 1_100_000_000_000  # multiply-adds of a training: about 250 steps of the network of pixels
-DIGITS = 8_000  # what each of the small trainings sees, once or more often
+DIGITS = 6_000  # what each of the small trainings sees, once or more often
 
 _TRAIN = TrainConfig(steps=300, lr=3e-3, warmup=30, ema=0.98)
 _LATENTS = LatentSettings(
