@@ -58,7 +58,7 @@ def _sweep() -> dict[str, Plan]:
 
 SWEEP = _sweep()
 REFERENCE = Plan("ddpm", "uniform", 250, samples=5000)
-FINAL: dict[str, int | None] = {f"best of {n}": n for n in (10, 15, 20)} | {"reference": None}
+FINAL: dict[str, int | None] = {f"best of {n}": n for n in (10, 15, 20, 50)} | {"reference": None}
 
 
 def best_of(rows: list[dict[str, Any]], budget: int, samples: int = 5000) -> Plan:
