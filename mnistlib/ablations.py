@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, latent_trials, pace, recipes, yardsticks
+from mnistlib import checkpoints, latent_trials, pace, recipes, vae_trials, yardsticks
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -197,10 +197,12 @@ ABLATIONS: dict[str, Ablation] = {
     "features": Ablation(yardsticks.features_run, {name: name for name in yardsticks.EYES}),
     "sampling": Ablation(pace.pace_run, pace.SWEEP, seeds=(0,)),
     "sampling_final": Ablation(
-        lambda budget, seed: pace.final_run(budget, seed, read_record("sampling")["rows"]),
+        lambda choice, seed: pace.final_run(choice, seed, read_record("sampling")["rows"]),
         pace.FINAL,
         seeds=(1,),
     ),
+    "kl_weight": Ablation(vae_trials.vae_run, vae_trials.KL_WEIGHTS),
+    "latent_channels": Ablation(vae_trials.vae_run, vae_trials.CHANNELS),
     "latent_scale": Ablation(latent_trials.scale_run, latent_trials.SCALES),
     "pixels_or_latents": Ablation(latent_trials.space_run, latent_trials.SPACES),
 }
