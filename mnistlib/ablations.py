@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, pace, recipes, vae_trials, yardsticks
+from mnistlib import checkpoints, latent_trials, pace, recipes, vae_trials, yardsticks
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -145,7 +145,7 @@ def progress_run(step: int, seed: int) -> dict[str, Any]:
 
 
 def decode_sheet(row: dict[str, Any]) -> torch.Tensor:
-    """The samples of a row of ``ddpm_progress`` as a sheet of pixels, uint8 (1, H, W)."""
+    """The samples that a row of a record holds, as a sheet of pixels, uint8 (1, H, W)."""
     picture = Image.open(io.BytesIO(base64.b64decode(row["sheet"])))
     return torch.from_numpy(np.array(picture.convert("L")))[None]
 
@@ -203,6 +203,8 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "kl_weight": Ablation(vae_trials.vae_run, vae_trials.KL_WEIGHTS),
     "latent_channels": Ablation(vae_trials.vae_run, vae_trials.CHANNELS),
+    "latent_scale": Ablation(latent_trials.scale_run, latent_trials.SCALES),
+    "pixels_or_latents": Ablation(latent_trials.space_run, latent_trials.SPACES),
 }
 
 
