@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, pace, recipes, yardsticks
+from mnistlib import checkpoints, guidance_trials, pace, recipes, yardsticks
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -201,6 +201,10 @@ ABLATIONS: dict[str, Ablation] = {
         pace.FINAL,
         seeds=(1,),
     ),
+    "guidance_scale": Ablation(guidance_trials.guide_run, guidance_trials.SWEEP),
+    "label_dropout": Ablation(guidance_trials.dropout_run, guidance_trials.DROPOUT),
+    "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
+    "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
 }
 
 
