@@ -14,7 +14,7 @@ from mnistlib.objective import to_eps, to_x0
 from mnistlib.schedules import NoiseSchedule
 from mnistlib.types import Cond, Denoiser, InputError
 
-__all__ = ["bind", "cfg", "classifier_guided", "clipped", "rescaled"]
+__all__ = ["bind", "cfg", "cfg_between", "classifier_guided", "clipped", "rescaled"]
 
 
 def bind(model: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond) -> Denoiser:
@@ -36,14 +36,35 @@ def cfg(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
     return lambda x_t, t: torch.lerp(uncond(x_t, t), cond(x_t, t), scale)
 
 
-def rescaled(cond: Denoiser, uncond: Denoiser, scale: float, phi: float = 0.7) -> Denoiser:
-    """``cfg``, its spread drawn back towards that of ``cond`` (Lin et al. 2024, eq. 15-16).
+def cfg_between(cond: Denoiser, uncond: Denoiser, scale: float, low: int, high: int) -> Denoiser:
+    """``cfg`` at the times from ``low`` to ``high``, both included, and ``cond`` at all others.
 
-    A large scale makes the guided noise too wide, and the pictures too hard. Here each image's
-    standard deviation over channels, height and width becomes that of c, by the share ``phi``.
+    Kynkaanniemi et al. 2024: guidance at the noisiest times costs diversity, and at the cleanest
+    it does nothing.
 
     Args:
         cond, uncond, scale: as in ``cfg``.
+        low, high: times of the schedule; low above high guides nowhere.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        c = cond(x_t, t)
+        inside = ((low <= t) & (t <= high)).view(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(inside, torch.lerp(uncond(x_t, t), c, scale), c)
+
+    return denoise
+
+
+def rescaled(cond: Denoiser, uncond: Denoiser, scale: float, phi: float = 0.7) -> Denoiser:
+    """``cfg``, its spread drawn back towards that of ``cond`` (Lin et al. 2024, eq. 15-16).
+
+    A large scale makes the guided answer too wide, and the pictures too hard. Here each image's
+    standard deviation over channels, height and width becomes that of c, by the share ``phi``.
+    Unlike ``cfg`` this depends on what is answered: nearly all of the spread of eps is noise,
+    so give it functions that answer v, as in the paper, and turn the result with ``as_eps``.
+
+    Args:
+        cond, uncond, scale: as in ``cfg``; they may answer eps, x0 or v.
         phi: 0 (plain ``cfg``) to 1.
 
     Raises:

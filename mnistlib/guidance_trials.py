@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from mnistlib import latent, recipes
 from mnistlib.classifier import NoisyClassifierConfig
 from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
-from mnistlib.guidance import classifier_guided, rescaled
+from mnistlib.guidance import bind, cfg_between, classifier_guided, rescaled
 from mnistlib.metrics import accuracy, features_of, frechet_to, precision_recall
-from mnistlib.objective import add_noise
+from mnistlib.objective import add_noise, as_eps
 from mnistlib.recipes import ClassifierSettings, LatentSettings, Trained, balanced_labels
 from mnistlib.samplers import ddim, draw_noise
 from mnistlib.schedules import uniform_times
@@ -28,6 +28,7 @@ from mnistlib.types import Denoiser
 from mnistlib.unet import UNetConfig
 
 __all__ = [
+    "BETWEEN",
     "CLASSIFIERS",
     "DROPOUT",
     "MODES",
@@ -42,6 +43,7 @@ __all__ = [
     "full_run",
     "guide_run",
     "judge",
+    "rescaled_answers",
 ]
 
 Steer = Callable[[Tensor], Denoiser]
@@ -79,10 +81,16 @@ def judge(images: Tensor, labels: Tensor) -> dict[str, float]:
 # ---- how hard to steer the shipped model ---------------------------------------------------
 
 
-class Guide(NamedTuple):
-    """How samples are steered, and how hard. Kind "real" stands for test digits, not samples."""
+BETWEEN = 300, 800
 
-    kind: Literal["real", "cfg", "rescaled", "classifier"]
+
+class Guide(NamedTuple):
+    """How samples are steered, and how hard.
+
+    Kind "real" stands for test digits, "between" for guidance at the times ``BETWEEN`` only.
+    """
+
+    kind: Literal["real", "cfg", "between", "rescaled", "classifier"]
     scale: float = 1.0
     samples: int = 500
 
@@ -90,6 +98,7 @@ class Guide(NamedTuple):
 def _sweep() -> dict[str, Guide]:
     scales = {
         "cfg": (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8),
+        "between": (2, 4, 8),
         "rescaled": (4, 8),
         "classifier": (1, 2, 3, 4, 6, 8),
     }
@@ -117,13 +126,25 @@ def guide_run(guide: Guide, seed: int) -> dict[str, Any]:
 def _steer(trained: Trained, guide: Guide, reader: Trained) -> Steer:
     if guide.kind == "classifier":
         return by_classifier(trained, reader.model, guide.scale)
-    if guide.kind == "rescaled":
-        return lambda labels: rescaled(
-            trained.guided(labels),
-            trained.guided(torch.full_like(labels, trained.model.null)),
-            guide.scale,
-        )
-    return lambda labels: trained.guided(labels, guide.scale)
+
+    def steer(labels: Tensor) -> Denoiser:
+        if guide.kind == "between":
+            nobody = torch.full_like(labels, trained.model.null)
+            pair = trained.guided(labels), trained.guided(nobody)
+            return cfg_between(*pair, guide.scale, *BETWEEN)
+        if guide.kind == "rescaled":
+            return rescaled_answers(trained, labels, guide.scale)
+        return trained.guided(labels, guide.scale)
+
+    return steer
+
+
+def rescaled_answers(trained: Trained, labels: Tensor, scale: float, phi: float = 0.7) -> Denoiser:
+    """Rescaled guidance of what the network itself answers, turned into eps afterwards."""
+    model = trained.model
+    pair = [bind(model, model.of_class(y)) for y in (labels, torch.full_like(labels, model.null))]
+    answer = rescaled(*pair, scale, phi)
+    return torch.no_grad()(as_eps(answer, trained.schedule, trained.settings.predicts))
 
 
 def by_classifier(
@@ -151,10 +172,10 @@ BRIEF_LATENT = LatentSettings(
         time_dim=64,
         classes=10,
     ),
-    train=TrainConfig(steps=500, lr=4e-3, warmup=50, ema=0.98),
+    train=TrainConfig(steps=400, lr=4e-3, warmup=40, ema=0.98),
     batch_size=64,
 )
-DROPOUT = {f"rate {r:g}": replace(BRIEF_LATENT, label_dropout=r) for r in (0.0, 0.1, 0.3, 0.5)}
+DROPOUT = {f"rate {r:g}": replace(BRIEF_LATENT, label_dropout=r) for r in (0.0, 0.1, 0.3)}
 
 BRIEF_CLASSIFIER = ClassifierSettings(
     model=NoisyClassifierConfig(widths=(32, 64), time_dim=64),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import Mixture, gaussian
 
-from mnistlib.guidance import bind, cfg, classifier_guided, clipped, rescaled
+from mnistlib.guidance import bind, cfg, cfg_between, classifier_guided, clipped, rescaled
 from mnistlib.samplers import ddim
 from mnistlib.schedules import cosine, linear, scaled_linear, uniform_times
 from mnistlib.types import Cond, InputError
@@ -133,6 +133,20 @@ def test_scale_counts_from_the_unconditional():
     u, c = torch.tensor([[[[1.0]]]]), torch.tensor([[[[3.0]]]])
     for scale, expected in [(-1.0, -1.0), (0.0, 1.0), (0.5, 2.0), (1.0, 3.0), (7.5, 16.0)]:
         assert cfg(lambda x, t: c, lambda x, t: u, scale)(u, None).item() == expected
+
+
+def test_guidance_between_two_times():
+    """Each image by its own time; both ends belong to it; outside it is c, bit for bit."""
+    u, c, t = (
+        numbers(6, 1, 2, 2),
+        numbers(6, 1, 2, 2, seed=1),
+        torch.tensor([1, 99, 100, 300, 301, 9]),
+    )
+    found = cfg_between(lambda x, t: c, lambda x, t: u, 4.0, 100, 300)(u, t)
+    plain = cfg(lambda x, t: c, lambda x, t: u, 4.0)(u, t)
+    assert torch.equal(found[[2, 3]], plain[[2, 3]])
+    assert torch.equal(found[[0, 1, 4, 5]], c[[0, 1, 4, 5]])
+    assert torch.equal(cfg_between(lambda x, t: c, lambda x, t: u, 4.0, 300, 100)(u, t), c)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

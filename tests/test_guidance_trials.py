@@ -81,9 +81,17 @@ def test_each_kind_steers_as_named(made):
 
     plain = u + 3 * (c - u)
     torch.testing.assert_close(steered("cfg"), plain, rtol=0, atol=1e-5)
-    spread = (c.std((1, 2, 3)) / plain.std((1, 2, 3))).view(-1, 1, 1, 1)
-    expected = 0.7 * spread * plain + 0.3 * plain
-    torch.testing.assert_close(steered("rescaled"), expected, rtol=0, atol=1e-5)
+    early = torch.tensor([200, 300, 800, 801])
+    told, free = trained.guided(labels)(x, early), trained.denoise(x, early)
+    expected = torch.where((early % 500 == 300).view(-1, 1, 1, 1), free + 3 * (told - free), told)
+    between = guidance_trials._steer(trained, Guide("between", 3.0), reader)(labels)(x, early)
+    torch.testing.assert_close(between, expected, rtol=0, atol=1e-5)
+    a = float(trained.schedule.alpha_bar[700])
+    v_c, v_u = ((eps - (1 - a) ** 0.5 * x) / a**0.5 for eps in (c, u))
+    v = v_u + 3 * (v_c - v_u)
+    v = 0.7 * v * (v_c.std((1, 2, 3)) / v.std((1, 2, 3))).view(-1, 1, 1, 1) + 0.3 * v
+    expected = (1 - a) ** 0.5 * x + a**0.5 * v
+    torch.testing.assert_close(steered("rescaled"), expected, rtol=0, atol=1e-4)
     x.requires_grad_()
     log_p = reader.model(x, t).log_softmax(1)[torch.arange(4), labels]
     (gradient,) = torch.autograd.grad(log_p.sum(), x)
