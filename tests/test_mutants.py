@@ -111,7 +111,8 @@ SCHEDULES = [
 GUIDANCE = [
     Mutant("guidance", "(low <= t) & (t <= high)", "(low < t) & (t <= high)",
            "test_guidance_between_two_times"),
-    Mutant("guidance", "uncond(x_t, t), c, scale), c)", "uncond(x_t, t), c, scale), uncond(x_t, t))",
+    Mutant("guidance", "uncond(x_t, t), c, scale), c)",
+           "uncond(x_t, t), c, scale), uncond(x_t, t))",
            "test_guidance_between_two_times"),
     Mutant("guidance", "t) - scale * sigma * gradient", "t) + scale * sigma * gradient",
            "test_cfg_equals_classifier_guidance", ("cosine", 3.0)),
