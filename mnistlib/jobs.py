@@ -136,7 +136,7 @@ def judge_vae(trained: Trained, digits: Digits, test: Digits | None, find: Find)
     return _distance(grey, find("digit_features")) | {
         "images": len(images),
         "squared_error": float((back - images).square().mean()),
-        "scale": [round(float(s), 4) for s in model.scale.flatten()],
+        "scale": round(float(model.scale.mean()), 4),
         "shift": [round(float(s), 4) for s in model.shift.flatten()],
     }
 
@@ -188,8 +188,8 @@ def noisy_batches(settings, digits: Digits, vae: Vae | None, dropout: float | No
 def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find: Find):
     """Frechet distance of fresh samples to the 60,000, in multiples of the floor as well.
 
-    No fresh noise is drawn after the first (eta 0). What it would be worth is measured on a tenth
-    of the samples: ``compared`` sets them beside those that the same first noises give with it.
+    Fresh noise is drawn in every step (eta 1). What it is worth is measured on a tenth of the
+    samples: ``compared`` sets them beside those that the same first noises give without it.
     A model that knows classes draws as many of each, unguided, and is judged by their accuracy
     too; ``guided`` sets a fifth of them beside as many at the scales ``GUIDED``.
     """
@@ -199,16 +199,16 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
     def draw(count: int, **how: float) -> Tensor:
         return sample_in_batches(trained, count, s.judge_steps, seed=1, **how)
 
-    drawn = draw(s.judged)
-    metrics = _quality(drawn, trained.classes, eye)
-    metrics["sampler"] = f"ddim, {s.judge_steps} steps, eta 0"
-    both = {"eta 0": drawn[:few], "eta 1": draw(few, eta=1.0)}
+    noisy = draw(s.judged, eta=1.0)
+    metrics = _quality(noisy, trained.classes, eye)
+    metrics["sampler"] = f"ddim, {s.judge_steps} steps, eta 1"
+    both = {"eta 1": noisy[:few], "eta 0": draw(few, eta=0.0)}
     distances = {name: _distance(images, eye)["frechet"] for name, images in both.items()}
     metrics["compared"] = {"samples": few} | distances
     if trained.classes:
-        scales = {1.0: drawn[:some]} | {w: draw(some, scale=w) for w in GUIDED}
+        drawn = {1.0: noisy[:some]} | {w: draw(some, eta=1.0, scale=w) for w in GUIDED}
         metrics["guided"] = {
-            f"scale {w:g}": _quality(images, trained.classes, eye) for w, images in scales.items()
+            f"scale {w:g}": _quality(images, trained.classes, eye) for w, images in drawn.items()
         }
     if test is not None:
         metrics["test_loss"] = _test_loss(trained, test)

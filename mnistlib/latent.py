@@ -14,14 +14,16 @@ __all__ = ["decode", "encode", "latent_shape", "measure_scale"]
 
 @torch.no_grad()
 def measure_scale(vae: Vae, images: Tensor) -> None:
-    """Measure mean and spread of each latent channel over images (N, C, H, W) and store them.
+    """Measure mean and spread of the latents of images (N, C, H, W) and store them.
 
-    ``encode`` then gives each channel mean 0 and standard deviation 1 over these images. Rombach
-    et al. 2022 (section 4.3.2 and appendix G) use one scale for all channels, and no shift.
+    ``encode`` then gives each channel mean 0, and all numbers together standard deviation 1, over
+    these images. There is one scale for all channels, as in Rombach et al. 2022 (section 4.3.2 and
+    appendix G, where nothing is shifted): a channel that the autoencoder left unused hardly varies,
+    and a scale of its own would blow its remains up to something that has to be learned.
     """
     means = _means(vae, images, 500).transpose(0, 1).flatten(1)  # (Z, N h w)
     vae.shift.copy_(means.mean(1).view(-1, 1, 1))
-    vae.scale.copy_(1 / means.std(1).view(-1, 1, 1))
+    vae.scale.fill_(1 / means.var(1, correction=0).mean().sqrt())
 
 
 @torch.no_grad()

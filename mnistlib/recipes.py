@@ -171,6 +171,7 @@ def train(
     digits, test = _data(profile)
     autoencoder = _autoencoder(settings)
     vae = None if autoencoder is None else autoencoder.model.to(pick_device())
+    inherited = {} if autoencoder is None else {"vae": autoencoder.record["sha256"]}
     loss, batch_at = recipe.job(settings, digits, vae)
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(settings.train.seed)
@@ -194,12 +195,13 @@ def train(
                 write_atomically(out / "settings.json", _as_json(settings).encode())
         journal.add(step.step, step.loss)
         if out is not None and step.step in milestones:
-            made_at = {"recipe": name, "step": step.step}
+            made_at = {"recipe": name, "step": step.step} | inherited
             path = out / f"step_{step.step:05d}.safetensors"
             checkpoints.save(path, step.ema, asdict(settings), made_at)
         yield step
     model = checkpoints.round_to_half(step.ema)
-    record = made_with | {
+    record = made_with | inherited
+    record |= {
         "recipe": name,
         "profile": profile,
         "data": {"source": digits.source, "sha256": digits.sha256(), "digits": len(digits.labels)},
@@ -213,8 +215,6 @@ def train(
     }
     if before is not None:
         record["started_from"] = {k: before.record[k] for k in ("sha256", "images_seen", "seconds")}
-    if autoencoder is not None:
-        record["vae"] = autoencoder.record["sha256"]
     trained = Trained(model, settings, record, vae)
     record["metrics"] = recipe.judge(trained, digits, test, find)
     if out is not None:

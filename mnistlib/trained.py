@@ -98,7 +98,7 @@ class VaeSettings:
     """
 
     model: VaeConfig = VaeConfig()
-    train: TrainConfig = TrainConfig(steps=1400, lr=2e-3, warmup=100, ema=0.998)
+    train: TrainConfig = TrainConfig(steps=2000, lr=2e-3, warmup=100, ema=0.998)
     batch_size: int = 128
     kl_weight: float = 0.05
 

@@ -124,9 +124,9 @@ class Vae(nn.Module):
     Everything that the decoder is to know has to pass through the latent. What Rombach et al. 2022
     call the first stage, without their adversarial and perceptual losses.
 
-    The mean and the spread of the latents of real pictures travel with the weights, one number a
-    latent channel: ``shift`` and ``scale`` (Z, 1, 1), 0 and 1 until ``latent.measure_scale`` has
-    measured them.
+    The mean of the latents of real pictures and the inverse of their spread travel with the
+    weights, one number a latent channel: ``shift`` and ``scale`` (Z, 1, 1), 0 and 1 until
+    ``latent.measure_scale`` has measured them.
     """
 
     def __init__(self, config: VaeConfig = VaeConfig()):
