@@ -14,7 +14,15 @@ from mnistlib.objective import to_eps, to_x0
 from mnistlib.schedules import NoiseSchedule
 from mnistlib.types import Cond, Denoiser, InputError
 
-__all__ = ["bind", "cfg", "cfg_between", "classifier_guided", "clipped", "rescaled"]
+__all__ = [
+    "bind",
+    "cfg",
+    "cfg_between",
+    "classifier_guided",
+    "clipped",
+    "heard_until",
+    "rescaled",
+]
 
 
 def bind(model: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond) -> Denoiser:
@@ -109,6 +117,22 @@ def classifier_guided(
         return denoise(x_t, t) - scale * sigma * gradient
 
     return guided
+
+
+def heard_until(
+    log_prob: Callable[[Tensor, Tensor], Tensor], latest: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A classifier for ``classifier_guided`` that keeps silent at times later than ``latest``.
+
+    The exact gradient is alpha_t / sigma_t^2 (E[x_0 | x_t, y] - E[x_0 | x_t]): near T it vanishes
+    with alpha_t. That of a trained network does not, and the guess of the clean image multiplies
+    it by sigma_t^2 / alpha_t, which is 20,000 at the end of the cosine schedule.
+
+    Args:
+        log_prob: as in ``classifier_guided``.
+        latest: the last time at which it is heard.
+    """
+    return lambda x_t, t: torch.where(t <= latest, log_prob(x_t, t), 0.0)
 
 
 def clipped(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> Denoiser:

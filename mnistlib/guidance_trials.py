@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mnistlib import latent, recipes
 from mnistlib.classifier import NoisyClassifierConfig
 from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
-from mnistlib.guidance import bind, cfg_between, classifier_guided, rescaled
+from mnistlib.guidance import bind, cfg_between, classifier_guided, heard_until, rescaled
 from mnistlib.metrics import accuracy, features_of, frechet_to, precision_recall
 from mnistlib.objective import add_noise, as_eps
 from mnistlib.recipes import ClassifierSettings, LatentSettings, Trained, balanced_labels
@@ -31,6 +31,7 @@ __all__ = [
     "BETWEEN",
     "CLASSIFIERS",
     "DROPOUT",
+    "LATEST",
     "MODES",
     "SWEEP",
     "Guide",
@@ -82,6 +83,7 @@ def judge(images: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 BETWEEN = 300, 800
+LATEST = 950  # later than that a classifier is not heard
 
 
 class Guide(NamedTuple):
@@ -100,7 +102,7 @@ def _sweep() -> dict[str, Guide]:
         "cfg": (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8),
         "between": (2, 4, 8),
         "rescaled": (4, 8),
-        "classifier": (1, 2, 3, 4, 6, 8),
+        "classifier": (1, 2, 4, 8, 16),
     }
     guides = [Guide(kind, scale) for kind, some in scales.items() for scale in some]
     return {"real digits": Guide("real")} | {f"{g.kind}, {g.scale:g}": g for g in guides}
@@ -150,13 +152,17 @@ def rescaled_answers(trained: Trained, labels: Tensor, scale: float, phi: float 
 def by_classifier(
     trained: Trained, scores: Callable[[Tensor, Tensor], Tensor], scale: float
 ) -> Steer:
-    """Steer a model that is told no label by a classifier (x_t, t) -> scores (B, classes)."""
+    """Steer a model that is told no label by a classifier (x_t, t) -> scores (B, classes).
+
+    The classifier is heard until time ``LATEST``.
+    """
 
     def steer(labels: Tensor) -> Denoiser:
         def log_prob(x_t: Tensor, t: Tensor) -> Tensor:
             return -F.cross_entropy(scores(x_t, t), labels, reduction="none")
 
-        return classifier_guided(trained.denoise, log_prob, trained.schedule, scale)
+        heard = heard_until(log_prob, LATEST)
+        return classifier_guided(trained.denoise, heard, trained.schedule, scale)
 
     return steer
 
@@ -232,7 +238,7 @@ def classifier_run(settings: ClassifierSettings, seed: int, count: int = 200) ->
 
     times = [level * trained.schedule.T // 10 for level in range(11)]
     row: dict[str, Any] = {"times": times, "accuracy": accuracy_at(scores, trained, times)}
-    for scale in (1.0, 4.0):
+    for scale in (1.0, 4.0, 8.0):
         images = draw(trained, by_classifier(trained, scores, scale), count, seed=99)
         row[f"scale {scale:g}"] = judge(images, balanced_labels(range(count)))
     return row | {"weights": trained.record["sha256"]}

@@ -100,6 +100,16 @@ def test_each_kind_steers_as_named(made):
     torch.testing.assert_close(steered("classifier"), expected, rtol=0, atol=1e-5)
 
 
+def test_a_classifier_is_not_heard_at_the_noisy_end(made):
+    """Where its gradient would be multiplied by thousands."""
+    trained, reader = made["latent"], made["latent_classifier"].model
+    x, _, labels = noisy(trained)
+    for time, heard in ((1000, False), (951, False), (950, True)):
+        t = torch.full((4,), time)
+        pulled = by_classifier(trained, reader, 5.0)(labels)(x, t)
+        assert torch.equal(pulled, trained.denoise(x, t)) != heard
+
+
 def test_a_classifier_without_scale_leaves_the_samples_alone(made):
     trained, reader = made["latent"], made["latent_classifier"]
     free = draw(trained, lambda labels: trained.denoise, 4, seed=1)
@@ -188,7 +198,7 @@ def test_classifier_run_measures_levels_and_samples(made):
     assert row["times"] == list(range(0, 1001, 100))
     assert all(0 <= a <= 1 for a in row["accuracy"])
     assert len(row["accuracy"]) == 11
-    assert row["scale 1"]["frechet"] != row["scale 4"]["frechet"]
+    assert len({row[f"scale {s}"]["frechet"] for s in (1, 4, 8)}) == 3
     assert row["weights"] == "latent"
 
 

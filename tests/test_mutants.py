@@ -109,6 +109,8 @@ SCHEDULES = [
            "test_rates_are_cast_last_and_broadcast", (torch.float32,)),
 ]
 GUIDANCE = [
+    Mutant("guidance", "torch.where(t <= latest", "torch.where(t < latest",
+           "test_a_classifier_is_heard_until_a_time"),
     Mutant("guidance", "(low <= t) & (t <= high)", "(low < t) & (t <= high)",
            "test_guidance_between_two_times"),
     Mutant("guidance", "uncond(x_t, t), c, scale), c)",
