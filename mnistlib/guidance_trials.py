@@ -114,15 +114,22 @@ SWEEP = _sweep()
 def guide_run(guide: Guide, seed: int) -> dict[str, Any]:
     """Samples of the shipped ``latent``, steered and judged; both networks are named by digest."""
     if guide.kind == "real":
-        test = mnist(source="full", train=False)
-        i = torch.randperm(len(test.labels), generator=generator_for(seed))[: guide.samples]
-        return guide._asdict() | judge(to_images(test.images[i]), test.labels[i])
+        images, labels = _balanced_test_digits(guide.samples, seed)
+        return guide._asdict() | judge(images, labels)
     trained, reader = (
         recipes.train_or_load(name, "read") for name in ("latent", "latent_classifier")
     )
     images = draw(trained, _steer(trained, guide, reader), guide.samples, seed)
     weights = {"weights": trained.record["sha256"], "classifier": reader.record["sha256"]}
     return guide._asdict() | judge(images, balanced_labels(range(len(images)))) | weights
+
+
+def _balanced_test_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random test digits, as many of each class, as samples are: images and labels."""
+    test = mnist(source="full", train=False)
+    mixed = torch.randperm(len(test.labels), generator=generator_for(seed))
+    i = torch.cat([mixed[test.labels[mixed] == k][: count // 10] for k in range(10)])
+    return to_images(test.images[i]), test.labels[i]
 
 
 def _steer(trained: Trained, guide: Guide, reader: Trained) -> Steer:

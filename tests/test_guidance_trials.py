@@ -157,6 +157,10 @@ def test_real_digits_are_test_digits(made, tmp_path, monkeypatch):
     test = mnist(source="full", train=False)
     assert row["accuracy"] == pytest.approx(judge(to_images(test.images), test.labels)["accuracy"])
     assert "weights" not in row
+    images, labels = guidance_trials._balanced_test_digits(10, 0)
+    assert sorted(labels.tolist()) == list(range(10))
+    match = (images[:, None] == to_images(test.images)).flatten(2).all(2).nonzero()
+    assert torch.equal(test.labels[match[:, 1]], labels)
 
 
 # ---- brief trainings -----------------------------------------------------------------------
