@@ -99,9 +99,9 @@ class Guide(NamedTuple):
 
 def _sweep() -> dict[str, Guide]:
     scales = {
-        "cfg": (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8),
+        "cfg": (0, 1, 1.5, 2, 3, 4, 6, 8),
         "between": (2, 4, 8),
-        "rescaled": (4, 8),
+        "rescaled": (8,),
         "classifier": (1, 2, 4, 8, 16),
     }
     guides = [Guide(kind, scale) for kind, some in scales.items() for scale in some]
