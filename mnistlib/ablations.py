@@ -21,7 +21,15 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, latent_trials, pace, recipes, vae_trials, yardsticks
+from mnistlib import (
+    checkpoints,
+    guidance_trials,
+    latent_trials,
+    pace,
+    recipes,
+    vae_trials,
+    yardsticks,
+)
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -205,6 +213,10 @@ ABLATIONS: dict[str, Ablation] = {
     "latent_channels": Ablation(vae_trials.vae_run, vae_trials.CHANNELS),
     "latent_scale": Ablation(latent_trials.scale_run, latent_trials.SCALES),
     "pixels_or_latents": Ablation(latent_trials.space_run, latent_trials.SPACES),
+    "guidance_scale": Ablation(guidance_trials.guide_run, guidance_trials.SWEEP),
+    "label_dropout": Ablation(guidance_trials.dropout_run, guidance_trials.DROPOUT),
+    "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
+    "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
 }
 
 

@@ -23,7 +23,8 @@ LAYERS = {
     "jobs": 6,
     "registry": 7,
     "recipes": 8,
-    "yardsticks": 9, "pace": 9, "vae_trials": 9, "latent_trials": 9, "watch": 9,
+    "yardsticks": 9, "pace": 9, "vae_trials": 9, "latent_trials": 9, "guidance_trials": 9,
+    "watch": 9,
     "ablations": 10, "cli": 10,
     "__main__": 11,
 }
