@@ -80,7 +80,7 @@ def training(trained):
     earlier = r.get("started_from", {"images_seen": 0, "seconds": 0})
     images = r["images_seen"] + earlier["images_seen"]
     minutes = (r["seconds"] + earlier["seconds"]) / 60
-    threads = "1 thread" if r["threads"] == 1 else f"{r['threads']} threads"
+    threads = f"{r['threads']} thread" + "s" * (int(r["threads"]) > 1)
     device = f"{threads} of a CPU" if r["device"] == "cpu" else r["device"]
     return f"{images:,} images in {minutes:.0f} minutes on {device}"
 
