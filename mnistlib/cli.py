@@ -39,11 +39,6 @@ Grid = Annotated[str, typer.Option(help=f"Which times: {', '.join(GRIDS)}.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")]
 Scale = Annotated[float, typer.Option(help="Guidance scale of a model that knows classes.")]
 Seed = Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")]
-Digits_ = Annotated[str, typer.Option("--digits", help="Which digits: 0-9, or 3,1,4.")]
-Model = Annotated[str, typer.Option("--model", help="A recipe that draws, or a .safetensors file.")]
-Scale = Annotated[float, typer.Option(help="Guidance scale of a model that knows classes.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")]
-Seed = Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")]
 Wanted = Annotated[str, typer.Option("--digits", help="Which digits: 0-9, or 3,1,4.")]
 Model = Annotated[str, typer.Option("--model", help="A recipe that draws, or a .safetensors file.")]
 Source = Annotated[
@@ -63,9 +58,17 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Start from the weights of this checkpoint.")
     ] = None,
+    every: Annotated[
+        int, typer.Option("--validate-every", min=1, help="Steps between two measurements.")
+    ] = 400,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe; its state is saved as it goes, its result at the end."""
+    """Train a recipe; its state is saved as it goes, its result at the end.
+
+    Its folder shows how it goes: loss.png, validation.csv (test.csv where no digits are held out),
+    pictures, and a log for tensorboard --logdir. With --set held_out=5000 the last 5,000 training
+    digits are kept for validation, and best.safetensors is the model that they like best.
+    """
     profile = profile or os.environ.get("MNISTLIB_PROFILE") or "full"
     if recipes.choose_profile(profile) == "read":
         raise InputError("profile read loads shipped weights; train with smoke or full")
@@ -74,6 +77,7 @@ def train(
     if (out / f"{name}.safetensors").exists():
         raise InputError(f"{out} already holds a finished {name}; choose another --out")
     run = recipes.train(name, settings, profile=profile, out=out, resume=resume, init=init)
+    run = _watched(run, name, settings, profile=profile, out=out, every=every)
     bar = tqdm(total=settings.train.steps, desc=name, disable=None)  # silent where no one watches
     for step in run:
         if isinstance(step, recipes.Trained):
@@ -85,6 +89,15 @@ def train(
     bar.close()
     found = step.record["metrics"]
     _say({"file": str(out / f"{name}.safetensors")} | found, as_json)
+
+
+def _watched(run, *args, **kwargs):
+    """``watch``, with packages that no other command needs to load."""
+    try:
+        from mnistlib.watch import watch
+    except ImportError as e:
+        raise InputError(f"a training is watched with {e.name}: pip install {e.name}") from e
+    return watch(run, *args, **kwargs)
 
 
 @app.command()

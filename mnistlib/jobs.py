@@ -4,7 +4,7 @@ A job turns settings and digits into the loss and the batches that ``fit`` needs
 the finished model. Batches are functions of (seed, step). Legend: B images of a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from mnistlib.guidance import bind
 from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
 from mnistlib.objective import NoisyBatch, add_noise, diffusion_loss, drop_labels
 from mnistlib.schedules import make_schedule
+from mnistlib.train import moved
 from mnistlib.trained import (
     ClassifierSettings,
     DiffusionSettings,
@@ -29,7 +30,7 @@ from mnistlib.trained import (
 )
 from mnistlib.vae import Vae, vae_loss
 
-__all__ = ["LabelledBatch", "NoisyLabelledBatch"]
+__all__ = ["LabelledBatch", "NoisyLabelledBatch", "fixed_batches"]
 
 Find = Callable[[str], Trained]
 """The earlier model of a name, see ``recipes.find``."""
@@ -232,14 +233,17 @@ def _distance(images: Tensor, eye: Trained) -> dict[str, float]:
 
 @torch.no_grad()
 def _test_loss(trained: Trained, test: Digits) -> float:
-    """The mean diffusion loss over the test digits, each once or a little more, the noise fixed."""
+    """The mean diffusion loss over the test digits, the noise fixed."""
     loss, batch_at = diffusion_job(trained.settings, test, trained.vae)
+    batches = fixed_batches(batch_at, len(test.labels), trained.settings.batch_size)
     device = next(trained.model.parameters()).device
-    values = []
-    for step in range(-(-len(test.labels) // trained.settings.batch_size)):
-        batch = batch_at(0, step)
-        values.append(loss(trained.model, type(batch)(*(part.to(device) for part in batch))))
+    values = [loss(trained.model, moved(batch, device)) for batch in batches]
     return float(torch.stack(values).mean())
+
+
+def fixed_batches(batch_at: Callable, count: int, batch_size: int) -> Iterator[tuple]:
+    """The first batches of seed 0, until each of ``count`` digits has come, some a second time."""
+    return (batch_at(0, step) for step in range(-(-count // batch_size)))
 
 
 # ---- classifiers of noisy data -------------------------------------------------------------
@@ -294,7 +298,8 @@ def _accuracy(network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor) -> flo
 def joint_job(settings: JointSettings, digits: Digits, vae: Vae | None = None):
     """The diffusion loss plus ``classifier_weight`` times the cross-entropy, on one noisy batch.
 
-    The networks start afresh; what earlier trainings give is the autoencoder's latents.
+    Both networks start afresh: the one set of weights that is inherited is the autoencoder's,
+    frozen, in whose latents the batch lies.
     """
     schedule = make_schedule(settings.schedule, settings.T)
     diffusion, batch_at = diffusion_job(settings, digits, vae)

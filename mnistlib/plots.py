@@ -12,6 +12,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from mnistlib.data import to_uint8
+from mnistlib.data import to_uint8, write_atomically
 from mnistlib.types import InputError
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "figure",
     "player",
     "png",
+    "save_figure",
     "sheet",
     "show_figure",
     "show_images",
@@ -86,6 +88,11 @@ def show_figure(fig: Figure, *, alt: str, caption: str = "") -> HTML:
     """
     width = round(fig.get_figwidth() * 72 * 1.25)
     return _html_figure(_png_of_figure(fig), alt, caption, f"width:{width}px;max-width:100%")
+
+
+def save_figure(path: str | Path, fig: Figure) -> None:
+    """Write a matplotlib figure as a PNG file, whole or not at all; closes ``fig``."""
+    write_atomically(path, _png_of_figure(fig))
 
 
 def sheet(images: Tensor, columns: int | None = None, gap: int = 1) -> Tensor:

@@ -6,7 +6,6 @@ seconds, ``read`` loads the shipped weights, ``full`` trains completely and can 
 
 import difflib
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,11 +15,11 @@ import torch
 from torch import nn
 
 from mnistlib import checkpoints
-from mnistlib.data import Digits, mnist, named_root, write_atomically
+from mnistlib.data import Digits, holdout, mnist, named_root, write_atomically
 from mnistlib.jobs import LabelledBatch
 from mnistlib.journal import Journal
 from mnistlib.registry import RECIPES, Recipe
-from mnistlib.settings import flat, from_dict, override
+from mnistlib.settings import as_json, check_unchanged, from_dict, override
 from mnistlib.train import TrainStep, fit, pick_device
 from mnistlib.trained import (
     ClassifierSettings,
@@ -51,6 +50,7 @@ __all__ = [
     "Recipe",
     "Trained",
     "VaeSettings",
+    "autoencoder_of",
     "balanced_labels",
     "choose_profile",
     "denoising",
@@ -63,6 +63,7 @@ __all__ = [
     "shipped_path",
     "train",
     "train_or_load",
+    "unseen",
 ]
 
 
@@ -139,7 +140,7 @@ def load(path: str | Path) -> Trained:
         raise InputError(f"{path} lacks the setting {e}: an older version wrote it") from e
     except TypeError as e:
         raise InputError(f"{path} does not fit this version of the library ({e})") from e
-    before = _autoencoder(settings)
+    before = autoencoder_of(settings)
     if before is not None and before.record["sha256"] != checkpoint.record.get("vae"):
         raise InputError(f"{path} was trained with another {settings.vae}; train it again")
     vae = None if before is None else before.model
@@ -169,7 +170,9 @@ def train(
     recipe = _recipe(name)
     before = None if init is None else load(init)
     digits, test = _data(profile)
-    autoencoder = _autoencoder(settings)
+    if settings.held_out:
+        digits, _ = holdout(digits, settings.held_out)
+    autoencoder = autoencoder_of(settings)
     vae = None if autoencoder is None else autoencoder.model.to(pick_device())
     inherited = {} if autoencoder is None else {"vae": autoencoder.record["sha256"]}
     loss, batch_at = recipe.job(settings, digits, vae)
@@ -181,8 +184,8 @@ def train(
     network = network.to(pick_device(), memory_format=torch.channels_last)
     out = None if out is None else Path(out)
     state = None if out is None else out / "state.safetensors"
-    if out is not None and resume:
-        _check_settings(out, settings)
+    if out is not None and resume and (out / "settings.json").is_file():
+        check_unchanged(settings, out / "settings.json")
     diffusion = isinstance(settings, DiffusionSettings)
     milestones = {*settings.snapshots, settings.train.steps} if diffusion else set()
     made_with = checkpoints.provenance()
@@ -192,7 +195,7 @@ def train(
             first = step.step
             journal.resume(first)
             if out is not None and not resume:
-                write_atomically(out / "settings.json", _as_json(settings).encode())
+                write_atomically(out / "settings.json", as_json(settings).encode())
         journal.add(step.step, step.loss)
         if out is not None and step.step in milestones:
             made_at = {"recipe": name, "step": step.step} | inherited
@@ -222,7 +225,28 @@ def train(
     yield trained
 
 
-def _autoencoder(settings: Settings) -> Trained | None:
+def unseen(settings: Settings, profile: str) -> tuple[str, Digits]:
+    """Digits that a training does not learn from, and what a measurement on them is called.
+
+    "validation": the training digits that the settings hold out. A choice may rest on them, such
+    as which step was the best. "test": where nothing is held out, because the settings are chosen
+    and the final training learns from every digit, only test digits are left. One may look at
+    them while it runs, and report them; a choice that rests on them would make them training data.
+
+    A model of latents inherits an autoencoder, which should have held out the same digits.
+
+    Raises:
+        InputError: there are neither.
+    """
+    digits, test = _data(profile)
+    if settings.held_out:
+        return "validation", holdout(digits, settings.held_out)[1]
+    if test is None:
+        raise InputError("the small set has no test digits to watch; set held_out to 500, say")
+    return "test", test
+
+
+def autoencoder_of(settings: Settings) -> Trained | None:
     """The trained autoencoder that the settings name, if any."""
     source = getattr(settings, "vae", "")
     if not source:
@@ -238,21 +262,6 @@ def _start_from(network: nn.Module, before: Trained, path: str | Path) -> None:
     if type(before.model) is not type(network) or before.model.config != network.config:
         raise InputError(f"{path} holds another network; init needs one of the same settings")
     network.load_state_dict(before.model.state_dict())
-
-
-def _check_settings(folder: Path, settings: Settings) -> None:
-    """Refuse to resume with settings other than those written down beside the state."""
-    path = folder / "settings.json"
-    if path.is_file():
-        found, wanted = json.loads(path.read_text()), json.loads(_as_json(settings))
-        changed = [k for k in wanted if k != "checkpoint_every" and found.get(k) != wanted[k]]
-        if changed:
-            was = ", ".join(f"{k}={found.get(k)}" for k in changed)
-            raise InputError(f"{folder} was trained with {was}; use the same to resume")
-
-
-def _as_json(settings: Settings) -> str:
-    return json.dumps(flat(settings), indent=1)
 
 
 def shipped_path(name: str) -> Path:

@@ -48,6 +48,10 @@ class Recipe(NamedTuple):
     judge: Callable[..., dict[str, Any]]
 
 
+def _fields_of(settings: Settings) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in fields(settings)}
+
+
 _DDPM = DiffusionSettings()
 _LATENT = LatentSettings(
     model=UNetConfig(in_channels=4, out_channels=4, widths=(64, 128), attention=(1,), classes=10),
@@ -60,14 +64,10 @@ _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)
 _TINY = UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16)
 _TINY_LATENT = replace(_TINY, in_channels=4, out_channels=4, classes=10)
 _TINY_CLASSIFIER = NoisyClassifierConfig(widths=(8, 16), time_dim=16)
-_SMOKE = DiffusionSettings(model=_TINY, train=_QUICK, batch_size=32, judged=64, judge_steps=5)
-_SMOKE_LATENT = LatentSettings(
-    model=_TINY_LATENT, train=_QUICK, batch_size=32, judged=64, judge_steps=5
+_SMOKE = DiffusionSettings(
+    model=_TINY, train=_QUICK, batch_size=32, judged=64, judge_steps=5, held_out=20
 )
-
-
-def _fields_of(settings: Settings) -> dict[str, Any]:
-    return {f.name: getattr(settings, f.name) for f in fields(settings)}
+_SMOKE_LATENT = LatentSettings(**(_fields_of(_SMOKE) | {"model": _TINY_LATENT}))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -78,6 +78,7 @@ RECIPES: dict[str, Recipe] = {
             train=TrainConfig(steps=30, warmup=5, ema=0.9, checkpoint_every=10),
             batch_size=64,
             judged=1000,
+            held_out=20,
         ),
         network=lambda s: DigitFeatures(s.model),
         job=jobs.features_job,
@@ -99,7 +100,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vae": Recipe(
         full=VaeSettings(),
-        smoke=VaeSettings(model=VaeConfig(widths=(8, 8, 16)), train=_QUICK, batch_size=32),
+        smoke=VaeSettings(
+            model=VaeConfig(widths=(8, 8, 16)), train=_QUICK, batch_size=32, held_out=20
+        ),
         network=lambda s: Vae(s.model),
         job=jobs.vae_job,
         judge=jobs.judge_vae,
@@ -113,7 +116,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "latent_classifier": Recipe(
         full=ClassifierSettings(),
-        smoke=ClassifierSettings(model=_TINY_CLASSIFIER, train=_QUICK, batch_size=32),
+        smoke=ClassifierSettings(model=_TINY_CLASSIFIER, train=_QUICK, batch_size=32, held_out=20),
         network=lambda s: NoisyClassifier(s.model),
         job=jobs.classifier_job,
         judge=jobs.judge_classifier,

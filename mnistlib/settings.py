@@ -6,12 +6,14 @@ is ``group.word`` (``classifier.widths``).
 
 import dataclasses
 import difflib
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 from mnistlib.types import InputError
 
-__all__ = ["added", "flat", "from_dict", "override"]
+__all__ = ["added", "as_json", "check_unchanged", "flat", "from_dict", "override"]
 
 
 def added(default: Any) -> Any:
@@ -46,6 +48,38 @@ def flat(settings: Any) -> dict[str, Any]:
         key: getattr(settings if group is None else getattr(settings, group), _word(key))
         for key, group in _fields(settings).items()
     }
+
+
+def as_json(settings: Any) -> str:
+    """Every setting as text for people and for ``check_unchanged``."""
+    return json.dumps(flat(settings), indent=1)
+
+
+def check_unchanged(settings: Any, path: Path) -> None:
+    """Refuse settings that differ from those which an earlier run wrote to ``path``.
+
+    A setting that was ``added`` since meant its default then; ``checkpoint_every`` may change.
+
+    Raises:
+        InputError: it names what differs, and what it was.
+    """
+    before, wanted = json.loads(path.read_text()), json.loads(as_json(settings))
+    before = _meant_by_older_runs(settings) | before
+    changed = [k for k in wanted if k != "checkpoint_every" and before.get(k) != wanted[k]]
+    if changed:
+        was = ", ".join(f"{k}={before.get(k)}" for k in changed)
+        raise InputError(f"{path.parent} was trained with {was}; use the same to resume")
+
+
+def _meant_by_older_runs(settings: Any) -> dict[str, Any]:
+    """The settings that were ``added``, with their defaults."""
+    found = {}
+    for key, group in _fields(settings).items():
+        holder = settings if group is None else getattr(settings, group)
+        field = next(f for f in dataclasses.fields(holder) if f.name == _word(key))
+        if "added" in field.metadata:
+            found[key] = field.default
+    return found
 
 
 def _fields(settings: Any) -> dict[str, str | None]:

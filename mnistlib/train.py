@@ -19,7 +19,7 @@ from mnistlib.checkpoints import read_tensors, write_tensors
 from mnistlib.data import generator_for
 from mnistlib.types import InputError
 
-__all__ = ["Ema", "TrainConfig", "TrainStep", "fit", "learning_rate", "pick_device"]
+__all__ = ["Ema", "TrainConfig", "TrainStep", "fit", "learning_rate", "moved", "pick_device"]
 
 Batch = tuple[Tensor, ...]
 
@@ -112,8 +112,8 @@ def fit(
         state: file that the whole state of training is saved to, atomically, every
             ``checkpoint_every`` steps and at the end.
         resume: go on from ``state``. The weights then equal those of an uninterrupted run, bit
-            for bit on the same machine, versions and thread count. A run that had finished
-            yields its last step again.
+            for bit on the same machine, versions and thread count. The step that was saved is
+            yielded again: whoever was cut may not have written it down yet.
 
     Raises:
         InputError: the settings cannot be used, there is nothing to resume from or it belongs to
@@ -131,12 +131,11 @@ def fit(
     )
     saved = _load_state(state, model, ema, optimizer, config) if resume else {"step": 0}
     model.train()
-    if saved["step"] == config.steps:
-        lr = learning_rate(config.steps, config)
-        yield TrainStep(config.steps, saved["loss"], lr, saved["grad_norm"], model, ema.model)
+    if resume:
+        lr = learning_rate(saved["step"], config)
+        yield TrainStep(saved["step"], saved["loss"], lr, saved["grad_norm"], model, ema.model)
     for step in range(saved["step"] + 1, config.steps + 1):
-        batch = batch_at(config.seed, step - 1)
-        batch = _moved(batch, device)
+        batch = moved(batch_at(config.seed, step - 1), device)
         lr = learning_rate(step, config)
         optimizer.param_groups[0]["lr"] = lr
         with _seeded(config.seed, step, device), _autocast(device, config.precision):
@@ -174,7 +173,7 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"unknown precision {config.precision!r}; choose auto, fp32 or bf16")
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; a named tuple stays one."""
     tensors = [t.to(device, non_blocking=True) for t in batch]
     return type(batch)._make(tensors) if hasattr(batch, "_make") else tuple(tensors)

@@ -46,6 +46,8 @@ class FeatureSettings:
     Attributes:
         shift: largest random shift of a training image in pixels, either way.
         judged: how many training digits the reference statistics are measured on.
+        held_out: how many of the last training digits are kept from the training; 0 trains on
+            all of them, see ``recipes.unseen``.
     """
 
     model: DigitFeaturesConfig = DigitFeaturesConfig()
@@ -53,6 +55,7 @@ class FeatureSettings:
     batch_size: int = 128
     shift: int = 2
     judged: int = 60_000
+    held_out: int = added(0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class DiffusionSettings:
         judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
         snapshots: steps after which the averaged model is kept, besides the last.
         label_dropout: share of the labels that are forgotten, where the model knows classes.
+        held_out: as in ``FeatureSettings``.
     """
 
     model: UNetConfig = UNetConfig(widths=(16, 32, 64, 128), attention=(2, 3))
@@ -80,6 +84,7 @@ class DiffusionSettings:
     judge_steps: int = 50
     snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400, 7000)
     label_dropout: float = added(0.1)
+    held_out: int = added(0)
 
     def __post_init__(self) -> None:
         uniform_times(self.T, self.judge_steps)  # refused now, not after the training
@@ -95,12 +100,14 @@ class VaeSettings:
 
     Attributes:
         kl_weight: what a nat of the KL divergence costs, in summed squared error of the pixels.
+        held_out: as in ``FeatureSettings``.
     """
 
     model: VaeConfig = VaeConfig()
     train: TrainConfig = TrainConfig(steps=2000, lr=2e-3, warmup=100, ema=0.998)
     batch_size: int = 128
     kl_weight: float = 0.05
+    held_out: int = added(0)
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class ClassifierSettings:
         schedule, T: the noise schedule, which must be that of the diffusion it shall guide.
         noisy: False trains on clean data alone (an ablation of the chapter on guidance).
         vae: whose latents, as in ``LatentSettings``; empty for images.
+        held_out: as in ``FeatureSettings``.
     """
 
     model: NoisyClassifierConfig = NoisyClassifierConfig()
@@ -131,11 +139,16 @@ class ClassifierSettings:
     T: int = 1000
     noisy: bool = True
     vae: str = "vae"
+    held_out: int = added(0)
 
 
 @dataclass(frozen=True)
 class JointSettings(LatentSettings):
     """Settings of the joint training of a latent diffusion and its classifier.
+
+    Of the earlier modes it inherits the weights of one, reconstruction: the frozen autoencoder
+    that ``vae`` names. The diffusion network and the classifier start from random weights, as they
+    do where each is trained alone, so that the two ways can be compared.
 
     Attributes:
         classifier: the shape of the classifier.

@@ -167,9 +167,10 @@ def test_damaged_state_is_refused(refused, world, position):
 
 
 def test_killed_training_is_resumed(done, world):
-    """``kill -9`` the real command at no set moment; the resumed result is the undisturbed one."""
+    """``kill -9`` the real command at no set moment; result and logs are the undisturbed ones."""
     changes = ("steps=50", "batch_size=4", "checkpoint_every=3", "judged=4", "judge_steps=2")
     args = ["train", "ddpm", *SMOKE, *(word for c in changes for word in ("--set", c))]
+    args += ["--validate-every", "4"]
     state = world / "killed" / "state.safetensors"
     command = [sys.executable, "-m", "mnistlib", *args, "--out", "killed"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -183,6 +184,10 @@ def test_killed_training_is_resumed(done, world):
     killed, whole = (recipes.load(f"{out}/ddpm.safetensors") for out in ("killed", "whole"))
     assert tiny.same(killed.model.state_dict(), whole.model.state_dict())
     assert killed.record["metrics"] == whole.record["metrics"]
+    assert tiny.scalars("killed") == tiny.scalars("whole")
+    validations = [(world / out / "validation.csv").read_text() for out in ("killed", "whole")]
+    assert validations[0] == validations[1]
+    assert validations[0].count("\n") == 1 + 13  # the header; steps 4, 8, ..., 48, and the last
     assert killed.record["resumed_at"] > 1
 
 

@@ -1,5 +1,6 @@
 """Recipes: the smoke profile of each, its settings, its files, its resumption, its samples."""
 
+import json
 import math
 import shutil
 from dataclasses import asdict, replace
@@ -10,10 +11,11 @@ import tiny
 import torch
 
 from mnistlib import jobs, latent, recipes
-from mnistlib.data import generator_for, mnist, to_images
+from mnistlib.data import generator_for, holdout, mnist, to_images
 from mnistlib.metrics import frechet_to
 from mnistlib.objective import add_noise
 from mnistlib.schedules import cosine
+from mnistlib.settings import flat
 from mnistlib.train import TrainStep
 from mnistlib.types import InputError
 
@@ -77,7 +79,8 @@ def test_record_says_what_was_done(world, name):
     record, settings = trained.record, trained.settings
     assert record["recipe"] == name
     assert record["profile"] == "smoke"
-    assert record["data"] == {"source": "full", "sha256": mnist().sha256(), "digits": 100}
+    learnt, _ = holdout(mnist(), 20)
+    assert record["data"] == {"source": "full", "sha256": learnt.sha256(), "digits": 80}
     assert record["images_seen"] == settings.train.steps * settings.batch_size
     assert record["resumed_at"] == 1
     assert len(record["losses"]) == settings.train.steps
@@ -107,13 +110,13 @@ def test_judged_features(world, weights):
     trained = recipes.load(weights / "digit_features.safetensors")
     metrics, model = trained.record["metrics"], trained.model
     with torch.no_grad():
-        known = model.features(to_images(mnist().images)).double().numpy()
+        known = model.features(to_images(mnist().images[:80])).double().numpy()
         scores = model(to_images(mnist(train=False).images))
     np.testing.assert_allclose(model.reference_mean, known.mean(0), atol=1e-6)
     np.testing.assert_allclose(model.reference_cov, np.cov(known.T), atol=1e-6)
     right = scores.argmax(1) == mnist(train=False).labels
     assert metrics["test_accuracy"] == pytest.approx(right.double().mean().item())
-    assert (metrics["reference_digits"], metrics["floor_digits"]) == (100, 20)
+    assert (metrics["reference_digits"], metrics["floor_digits"]) == (80, 20)
     assert metrics["floor"] > 0
 
 
@@ -170,10 +173,11 @@ def test_weights_of_another_network_start_nothing(world, weights):
     assert not (world / "second").exists()
 
 
-def test_snapshots_are_kept(world):
-    settings = recipes.settings_of("ddpm", "smoke", QUICK | {"snapshots": "1,7"})
+@pytest.mark.parametrize("name", ["ddpm", "latent"])
+def test_snapshots_are_kept(world, name):
+    settings = recipes.settings_of(name, "smoke", QUICK | {"snapshots": "1,7"})
     ema = {}
-    for step in recipes.train("ddpm", settings, profile="smoke", out="out"):
+    for step in recipes.train(name, settings, profile="smoke", out="out"):
         if isinstance(step, TrainStep):
             ema[step.step] = {k: v.half() for k, v in step.ema.state_dict().items()}
     found = sorted(path.name for path in (world / "out").glob("step_*"))
@@ -272,6 +276,17 @@ def test_joint_loss_is_the_weighted_sum_on_one_noisy_batch(world):
     assert found.item() == pytest.approx((diffusion + 0.1 * classification).item(), rel=1e-5)
 
 
+def test_joint_inherits_the_autoencoder_and_nothing_else(world):
+    """It stays as it was; both networks start from what the seed gives, not from earlier ones."""
+    settings = recipes.settings_of("joint", "smoke", QUICK | {"steps": "1", "lr": "1e-12"})
+    first, trained = recipes.train("joint", settings, profile="smoke")
+    assert tiny.same(trained.vae.state_dict(), recipes.find("vae").model.state_dict())
+    torch.manual_seed(settings.train.seed)
+    fresh = recipes.RECIPES["joint"].network(settings).state_dict()
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(value, fresh[name], rtol=0, atol=1e-6)
+
+
 def test_a_classifier_of_clean_data_sees_no_noise(world):
     settings = recipes.settings_of("latent_classifier", "smoke", {"noisy": "False", "vae": ""})
     settings = replace(settings, model=replace(settings.model, in_channels=1))
@@ -291,7 +306,7 @@ def test_judged_vae(world):
     vae, eye = recipes.find("vae"), recipes.find("digit_features")
     metrics, images = vae.record["metrics"], to_images(mnist(train=False).images)
     with torch.no_grad():
-        means = vae.model.encode(to_images(mnist().images)).mean
+        means = vae.model.encode(to_images(mnist().images[:80])).mean
         back = vae.model.decode(vae.model.encode(images).mean).clamp(-1, 1)
     scale = float(1 / (means - means.mean((0, 2, 3), keepdim=True)).square().mean().sqrt())
     torch.testing.assert_close(vae.model.scale, torch.full((4, 1, 1), scale), rtol=1e-3, atol=0)
@@ -412,7 +427,7 @@ def test_full_profile_resumes_and_then_loads(world, monkeypatch, cut_at):
         if step.step == cut_at:
             break
     resumed = recipes.train_or_load("ddpm", "full")
-    assert resumed.record["resumed_at"] == {12: 11, 20: 20}[cut_at]
+    assert resumed.record["resumed_at"] == {12: 10, 20: 20}[cut_at]
     *_, whole = recipes.train("ddpm", small.full)
     assert tiny.same(resumed.model.state_dict(), whole.model.state_dict())
     assert resumed.record["losses"] == whole.record["losses"], "a resumed run knows its past"
@@ -524,7 +539,7 @@ def test_words_that_two_groups_share_are_told_apart():
     assert found.model.widths == (4, 8)
     assert found.classifier.widths == (8, 24)
     assert found.classifier_weight == 0.5
-    assert recipes.flat(found)["classifier.widths"] == (8, 24)
+    assert flat(found)["classifier.widths"] == (8, 24)
 
 
 def test_settings_older_than_a_field_mean_its_default():
@@ -596,4 +611,44 @@ def test_a_resumed_run_must_have_the_same_settings(world):
         next(recipes.train("ddpm", other, out="runs/cut", resume=True))
     with pytest.raises(InputError, match="earlier training"):
         next(recipes.train("ddpm", other, out="runs/cut"))
-    assert next(recipes.train("ddpm", settings, out="runs/cut", resume=True)).step == 11
+    assert next(recipes.train("ddpm", settings, out="runs/cut", resume=True)).step == 10
+
+
+def test_a_run_older_than_a_setting_had_its_default(world):
+    """It goes on with the default, and with nothing else."""
+    settings = recipes.settings_of("ddpm", "smoke", QUICK | {"held_out": "0"})
+    for step in recipes.train("ddpm", settings, profile="smoke", out="cut"):
+        if step.step == 12:
+            break
+    path = world / "cut" / "settings.json"
+    before = json.loads(path.read_text())
+    for key in ("held_out", "label_dropout"):
+        del before[key]
+    path.write_text(json.dumps(before))
+    other = replace(settings, held_out=20)
+    with pytest.raises(InputError, match="cut was trained with held_out=0; use the same"):
+        next(recipes.train("ddpm", other, profile="smoke", out="cut", resume=True))
+    assert next(recipes.train("ddpm", settings, profile="smoke", out="cut", resume=True)).step == 10
+
+
+# ---- digits that are not learnt from -------------------------------------------------------
+
+
+def test_unseen_digits_are_those_held_out_or_else_the_test_digits(world, monkeypatch):
+    settings = recipes.settings_of("ddpm", "smoke", {"held_out": "30"})
+    of, digits = recipes.unseen(settings, "smoke")
+    assert of == "validation"
+    assert torch.equal(digits.images, mnist().images[-30:])
+    assert torch.equal(digits.labels, mnist().labels[-30:])
+    everything = replace(settings, held_out=0)
+    of, digits = recipes.unseen(everything, "smoke")
+    assert of == "test"
+    assert torch.equal(digits.images, mnist(train=False).images)
+    monkeypatch.delenv("MNISTLIB_DATA")
+    with pytest.raises(InputError, match="set held_out to 500"):
+        recipes.unseen(everything, "smoke")
+
+
+def test_full_trainings_learn_from_every_digit():
+    """What is shipped is trained on all 60,000, with settings chosen before."""
+    assert {recipe.full.held_out for recipe in recipes.RECIPES.values()} == {0}

@@ -90,6 +90,19 @@ def same(a, b):
     )
 
 
+def scalars(folder):
+    """Return what TensorBoard shows of a training: {tag: {step: value}}, each step there once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(Path(folder) / "tensorboard"), size_guidance={"scalars": 0})
+    found = {}
+    for tag in events.Reload().Tags()["scalars"]:
+        rows = [(event.step, event.value) for event in events.Scalars(tag)]
+        found[tag] = dict(rows)
+        assert len(found[tag]) == len(rows), f"{tag} holds a step twice"
+    return found
+
+
 if __name__ == "__main__":
     state = Path(sys.argv[1])
     run = fit(network(), cross_entropy, batch_at, CONFIG, state=state, resume=state.exists())
