@@ -287,7 +287,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("method", "last"), [("log", 5), ("log", 6), ("measure", 6), ("measure", 7)]
+    ("method", "last"), [("log", 5), ("log", 6), ("log", 7), ("measure", 6), ("measure", 7)]
 )
 def test_each_step_stands_once_after_a_cut(monkeypatch, method, last):
     """Cut where the state is behind the logs, or ahead of them: saved, and not yet measured."""
