@@ -5,7 +5,7 @@ python benchmarks/sampling.py --made      print and draw what the records hold
 
 The records are those of the ablations `sampling` and `sampling_final`. A cut run goes on where it
 stopped. At 3 ms a call and image the sweep takes 40 minutes of one core, and the finals an hour and
-a half, most of it for the slow reference.
+fifty minutes, most of them for the slow reference.
 """
 
 import argparse

@@ -21,7 +21,15 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mnistlib import checkpoints, pace, recipes, yardsticks
+from mnistlib import (
+    checkpoints,
+    guidance_trials,
+    latent_trials,
+    pace,
+    recipes,
+    vae_trials,
+    yardsticks,
+)
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
 from mnistlib.metrics import accuracy, frechet_to
@@ -145,7 +153,7 @@ def progress_run(step: int, seed: int) -> dict[str, Any]:
 
 
 def decode_sheet(row: dict[str, Any]) -> torch.Tensor:
-    """The samples of a row of ``ddpm_progress`` as a sheet of pixels, uint8 (1, H, W)."""
+    """The samples that a row of a record holds, as a sheet of pixels, uint8 (1, H, W)."""
     picture = Image.open(io.BytesIO(base64.b64decode(row["sheet"])))
     return torch.from_numpy(np.array(picture.convert("L")))[None]
 
@@ -197,10 +205,18 @@ ABLATIONS: dict[str, Ablation] = {
     "features": Ablation(yardsticks.features_run, {name: name for name in yardsticks.EYES}),
     "sampling": Ablation(pace.pace_run, pace.SWEEP, seeds=(0,)),
     "sampling_final": Ablation(
-        lambda budget, seed: pace.final_run(budget, seed, read_record("sampling")["rows"]),
+        lambda choice, seed: pace.final_run(choice, seed, read_record("sampling")["rows"]),
         pace.FINAL,
         seeds=(1,),
     ),
+    "kl_weight": Ablation(vae_trials.vae_run, vae_trials.KL_WEIGHTS),
+    "latent_channels": Ablation(vae_trials.vae_run, vae_trials.CHANNELS),
+    "latent_scale": Ablation(latent_trials.scale_run, latent_trials.SCALES),
+    "pixels_or_latents": Ablation(latent_trials.space_run, latent_trials.SPACES),
+    "guidance_scale": Ablation(guidance_trials.guide_run, guidance_trials.SWEEP),
+    "label_dropout": Ablation(guidance_trials.dropout_run, guidance_trials.DROPOUT),
+    "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
+    "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
 }
 
 

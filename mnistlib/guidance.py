@@ -14,7 +14,15 @@ from mnistlib.objective import to_eps, to_x0
 from mnistlib.schedules import NoiseSchedule
 from mnistlib.types import Cond, Denoiser, InputError
 
-__all__ = ["bind", "cfg", "classifier_guided", "clipped", "rescaled"]
+__all__ = [
+    "bind",
+    "cfg",
+    "cfg_between",
+    "classifier_guided",
+    "clipped",
+    "heard_until",
+    "rescaled",
+]
 
 
 def bind(model: Callable[[Tensor, Tensor, Cond], Tensor], cond: Cond) -> Denoiser:
@@ -36,14 +44,35 @@ def cfg(cond: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
     return lambda x_t, t: torch.lerp(uncond(x_t, t), cond(x_t, t), scale)
 
 
-def rescaled(cond: Denoiser, uncond: Denoiser, scale: float, phi: float = 0.7) -> Denoiser:
-    """``cfg``, its spread drawn back towards that of ``cond`` (Lin et al. 2024, eq. 15-16).
+def cfg_between(cond: Denoiser, uncond: Denoiser, scale: float, low: int, high: int) -> Denoiser:
+    """``cfg`` at the times from ``low`` to ``high``, both included, and ``cond`` at all others.
 
-    A large scale makes the guided noise too wide, and the pictures too hard. Here each image's
-    standard deviation over channels, height and width becomes that of c, by the share ``phi``.
+    Kynkaanniemi et al. 2024: guidance at the noisiest times costs diversity, and at the cleanest
+    it does nothing.
 
     Args:
         cond, uncond, scale: as in ``cfg``.
+        low, high: times of the schedule; low above high guides nowhere.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        c = cond(x_t, t)
+        inside = ((low <= t) & (t <= high)).view(-1, *[1] * (x_t.ndim - 1))
+        return torch.where(inside, torch.lerp(uncond(x_t, t), c, scale), c)
+
+    return denoise
+
+
+def rescaled(cond: Denoiser, uncond: Denoiser, scale: float, phi: float = 0.7) -> Denoiser:
+    """``cfg``, its spread drawn back towards that of ``cond`` (Lin et al. 2024, eq. 15-16).
+
+    A large scale makes the guided answer too wide, and the pictures too hard. Here each image's
+    standard deviation over channels, height and width becomes that of c, by the share ``phi``.
+    Unlike ``cfg`` this depends on what is answered: nearly all of the spread of eps is noise,
+    so give it functions that answer v, as in the paper, and turn the result with ``as_eps``.
+
+    Args:
+        cond, uncond, scale: as in ``cfg``; they may answer eps, x0 or v.
         phi: 0 (plain ``cfg``) to 1.
 
     Raises:
@@ -88,6 +117,22 @@ def classifier_guided(
         return denoise(x_t, t) - scale * sigma * gradient
 
     return guided
+
+
+def heard_until(
+    log_prob: Callable[[Tensor, Tensor], Tensor], latest: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A classifier for ``classifier_guided`` that keeps silent at times later than ``latest``.
+
+    The exact gradient is alpha_t / sigma_t^2 (E[x_0 | x_t, y] - E[x_0 | x_t]): near T it vanishes
+    with alpha_t. That of a trained network does not, and the guess of the clean image multiplies
+    it by sigma_t^2 / alpha_t, which is 20,000 at the end of the cosine schedule.
+
+    Args:
+        log_prob: as in ``classifier_guided``.
+        latest: the last time at which it is heard.
+    """
+    return lambda x_t, t: torch.where(t <= latest, log_prob(x_t, t), 0.0)
 
 
 def clipped(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> Denoiser:

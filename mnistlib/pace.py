@@ -15,6 +15,7 @@ from mnistlib.schedules import GRIDS
 __all__ = [
     "FINAL",
     "SWEEP",
+    "Choice",
     "Plan",
     "best_of",
     "curves",
@@ -58,21 +59,33 @@ def _sweep() -> dict[str, Plan]:
 
 SWEEP = _sweep()
 REFERENCE = Plan("ddpm", "uniform", 250, samples=5000)
-FINAL: dict[str, int | None] = {f"best of {n}": n for n in (10, 15, 20)} | {"reference": None}
+SOLVERS = tuple(name for name in SAMPLERS if name != "ddpm")
 
 
-def best_of(rows: list[dict[str, Any]], budget: int, samples: int = 5000) -> Plan:
-    """The plan of the smallest distance among the rows of a sweep with this budget."""
-    row = min((r for r in rows if r["budget"] == budget), key=lambda r: r["frechet"])
-    return Plan(row["sampler"], row["grid"], budget, samples)
+class Choice(NamedTuple):
+    """The best of these samplers at this budget."""
+
+    budget: int
+    among: tuple[str, ...] = tuple(SAMPLERS)
 
 
-def final_run(budget: int | None, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """More samples from the best plan of a sweep's budget, or from the slow reference (None).
+FINAL: dict[str, Choice | None] = {f"best of {n}": Choice(n) for n in (10, 15, 20, 50)}
+FINAL |= {"best of 50 without fresh noise": Choice(50, SOLVERS), "reference": None}
+
+
+def best_of(rows: list[dict[str, Any]], choice: Choice, samples: int = 5000) -> Plan:
+    """The plan of the smallest distance among the rows of a sweep that the choice allows."""
+    allowed = (r for r in rows if r["budget"] == choice.budget and r["sampler"] in choice.among)
+    row = min(allowed, key=lambda r: r["frechet"])
+    return Plan(row["sampler"], row["grid"], choice.budget, samples)
+
+
+def final_run(choice: Choice | None, seed: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """More samples from the best plan of a sweep, or from the slow reference (None).
 
     Image i begins with the same noise in all of them.
     """
-    return pace_run(REFERENCE if budget is None else best_of(rows, budget), seed)
+    return pace_run(REFERENCE if choice is None else best_of(rows, choice), seed)
 
 
 def pace_run(plan: Plan, seed: int) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mnistlib.ablations import read_record
 from mnistlib.data import write_atomically
+from mnistlib.pace import final_table
 from mnistlib.recipes import train_or_load
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -25,11 +27,10 @@ def gigaflop(trained):
 
 def table():
     """Return the results as Markdown."""
-    eye, ddpm = (train_or_load(name, "read") for name in ("digit_features", "ddpm"))
-    e, d = eye.record["metrics"], ddpm.record["metrics"]
-    size = (
-        f"{ddpm.record['parameters'] / 1e6:.1f} million weights, {gigaflop(ddpm):.2f} GFLOP a call"
-    )
+    names = ("digit_features", "ddpm", "vae")
+    eye, ddpm, vae = (train_or_load(name, "read") for name in names)
+    e, d, v = (trained.record["metrics"] for trained in (eye, ddpm, vae))
+    size = f"{millions(ddpm)} million weights, {gigaflop(ddpm):.2f} GFLOP a call"
     rows = [
         ("network", "training", "result"),
         ("---", "---", "---"),
@@ -44,16 +45,33 @@ def table():
             f"Frechet distance of {d['samples']:,} samples to the 60,000 training digits: "
             f"**{d['times_floor']:.1f} times the real floor** ({d['sampler']})",
         ),
+        (
+            f"`vae`: pictures to 4x8x8 latents and back; {millions(vae)} million weights",
+            training(vae),
+            f"the {v['images']:,} test digits, there and back: "
+            f"**{v['times_floor']:.2f} times the real floor**",
+        ),
     ]
     return (
         "\n".join(f"| {' | '.join(row)} |" for row in rows)
         + f"""
 
 The real floor is the distance of the {e["floor_digits"]:,} real test digits to the 60,000; on these
-features it is {e["floor"]:.4f}. The records of the ablations, with the command that repeats each,
+features it is {e["floor"]:.4f}. Quality against network calls, of 5,000 samples of `ddpm` each:
+
+```
+{final_table(read_record("sampling_final")["rows"])}
+```
+
+The records of the ablations, with the command that repeats each,
 are in [book/records](book/records).
 """
     )
+
+
+def millions(trained):
+    """Return the number of weights, in millions."""
+    return f"{trained.record['parameters'] / 1e6:.1f}"
 
 
 def training(trained):
@@ -62,7 +80,8 @@ def training(trained):
     earlier = r.get("started_from", {"images_seen": 0, "seconds": 0})
     images = r["images_seen"] + earlier["images_seen"]
     minutes = (r["seconds"] + earlier["seconds"]) / 60
-    device = f"{r['threads']} threads of a CPU" if r["device"] == "cpu" else r["device"]
+    threads = f"{r['threads']} thread" + "s" * (int(r["threads"]) > 1)
+    device = f"{threads} of a CPU" if r["device"] == "cpu" else r["device"]
     return f"{images:,} images in {minutes:.0f} minutes on {device}"
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from oracle import Mixture, gaussian
 
-from mnistlib.guidance import bind, cfg, classifier_guided, clipped, rescaled
+from mnistlib.guidance import (
+    bind,
+    cfg,
+    cfg_between,
+    classifier_guided,
+    clipped,
+    heard_until,
+    rescaled,
+)
 from mnistlib.samplers import ddim
 from mnistlib.schedules import cosine, linear, scaled_linear, uniform_times
 from mnistlib.types import Cond, InputError
@@ -135,6 +143,20 @@ def test_scale_counts_from_the_unconditional():
         assert cfg(lambda x, t: c, lambda x, t: u, scale)(u, None).item() == expected
 
 
+def test_guidance_between_two_times():
+    """Each image by its own time; both ends belong to it; outside it is c, bit for bit."""
+    u, c, t = (
+        numbers(6, 1, 2, 2),
+        numbers(6, 1, 2, 2, seed=1),
+        torch.tensor([1, 99, 100, 300, 301, 9]),
+    )
+    found = cfg_between(lambda x, t: c, lambda x, t: u, 4.0, 100, 300)(u, t)
+    plain = cfg(lambda x, t: c, lambda x, t: u, 4.0)(u, t)
+    assert torch.equal(found[[2, 3]], plain[[2, 3]])
+    assert torch.equal(found[[0, 1, 4, 5]], c[[0, 1, 4, 5]])
+    assert torch.equal(cfg_between(lambda x, t: c, lambda x, t: u, 4.0, 300, 100)(u, t), c)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_ends_of_the_scale_are_exact(dtype):
     """Bit for bit, also where u + 1 (c - u) would round."""
@@ -157,6 +179,36 @@ def test_classifier_guidance_keeps_no_gradient_and_asks_for_none():
     assert not outside.requires_grad
     assert not x_t.requires_grad
     assert x_t.grad is None
+
+
+def test_a_classifier_is_heard_until_a_time():
+    """Later its pull is exactly zero, up to that time it is what it was."""
+    u, k = (lambda x, t: torch.zeros_like(x)), SCHEDULES["cosine"]
+    t, x_t = torch.tensor([1, 400, 401, 1000]), numbers(4, 1, 2, 2)
+
+    def log_prob(x, t):
+        return -x.square().sum((1, 2, 3))
+
+    pull = classifier_guided(u, log_prob, k, 2.0)(x_t, t)
+    heard = classifier_guided(u, heard_until(log_prob, 400), k, 2.0)(x_t, t)
+    assert torch.equal(heard[:2], pull[:2])
+    assert torch.equal(heard[2:], torch.zeros(2, 1, 2, 2))
+    assert (pull[2:] != 0).all()
+
+
+@every_schedule
+def test_exact_pull_on_the_guess_is_bounded(name):
+    """In the guess of the clean data it is the difference of two means, at every time."""
+    schedule, k = SCHEDULES[name], 2
+    for time in (*TIMES, 1000):
+        x_t, t = points(schedule, time)
+        a = float(schedule.alpha_bar[time])
+        log_prob = classifier_of(k, schedule)
+        pull = classifier_guided(lambda x, t: torch.zeros_like(x), log_prob, schedule, 1.0)(x_t, t)
+        in_guess = -pull * (1 - a) ** 0.5 / a**0.5
+        only, x = gaussian(CLASSES.means[k], CLASSES.covs[k]), x_t.flatten(1).numpy()
+        expected = only.x0_given(x, a) - CLASSES.x0_given(x, a)
+        np.testing.assert_allclose(in_guess.flatten(1), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

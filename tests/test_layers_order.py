@@ -23,14 +23,15 @@ LAYERS = {
     "jobs": 6,
     "registry": 7,
     "recipes": 8,
-    "yardsticks": 9, "pace": 9, "watch": 9,
+    "yardsticks": 9, "pace": 9, "vae_trials": 9, "latent_trials": 9, "guidance_trials": 9,
+    "watch": 9,
     "ablations": 10, "cli": 10,
     "__main__": 11,
 }
 # fmt: on
 
 LINES = 280
-LONGER = {"jobs": 320, "recipes": 310, "data": 345, "cli": 400}
+LONGER = {"jobs": 320, "recipes": 310, "ablations": 300, "data": 345, "cli": 400}
 
 # What a bare machine with a GPU has; all else is imported where it is used.
 TRAINING = {"torch", "numpy", "safetensors", "tqdm"}

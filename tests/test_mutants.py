@@ -109,6 +109,13 @@ SCHEDULES = [
            "test_rates_are_cast_last_and_broadcast", (torch.float32,)),
 ]
 GUIDANCE = [
+    Mutant("guidance", "torch.where(t <= latest", "torch.where(t < latest",
+           "test_a_classifier_is_heard_until_a_time"),
+    Mutant("guidance", "(low <= t) & (t <= high)", "(low < t) & (t <= high)",
+           "test_guidance_between_two_times"),
+    Mutant("guidance", "uncond(x_t, t), c, scale), c)",
+           "uncond(x_t, t), c, scale), uncond(x_t, t))",
+           "test_guidance_between_two_times"),
     Mutant("guidance", "t) - scale * sigma * gradient", "t) + scale * sigma * gradient",
            "test_cfg_equals_classifier_guidance", ("cosine", 3.0)),
     Mutant("guidance", "t) - scale * sigma * gradient", "t) + scale * sigma * gradient",

@@ -10,7 +10,7 @@ import torch
 
 from mnistlib import ablations, checkpoints, pace, recipes
 from mnistlib.metrics import feature_statistics, features_of, frechet_distance
-from mnistlib.pace import Plan
+from mnistlib.pace import Choice, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = [ablations.RECORDS / f"{name}.json" for name in ("sampling", "sampling_final")]
@@ -70,8 +70,10 @@ def test_the_sweep_tries_every_sampler_and_every_grid():
 
 
 def test_the_best_of_a_budget_is_drawn_again():
-    assert pace.best_of(SOME, 5) == Plan("ddim", "uniform", 5, 5000)
-    assert pace.best_of(SOME, 10, 70) == Plan("heun", "log_snr", 10, 70)
+    assert pace.best_of(SOME, Choice(5)) == Plan("ddim", "uniform", 5, 5000)
+    assert pace.best_of(SOME, Choice(10), 70) == Plan("heun", "log_snr", 10, 70)
+    assert pace.best_of(SOME, Choice(10, ("ddpm", "ddim"))) == Plan("ddim", "uniform", 10, 5000)
+    assert pace.FINAL["best of 50 without fresh noise"].among == ("ddim", "heun", "dpm_solver_pp")
 
 
 # ---- rows ----------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ def test_samples_of_other_weights_or_seeds_are_not_taken_over(quick):
 def test_finals_draw_from_the_best_and_from_the_reference(monkeypatch):
     asked = []
     monkeypatch.setattr(pace, "pace_run", lambda plan, seed: asked.append((plan, seed)) or {})
-    pace.final_run(10, 1, SOME)
+    pace.final_run(Choice(10), 1, SOME)
     pace.final_run(None, 1, SOME)
     assert asked == [(Plan("heun", "log_snr", 10, 5000), 1), (pace.REFERENCE, 1)]
     assert pace.REFERENCE[:3] == ("ddpm", "uniform", 250)
