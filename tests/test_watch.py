@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import tiny
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.nn import functional as F
 
 from mnistlib import checkpoints, cli, latent, recipes, watch
@@ -26,7 +28,7 @@ MODES = {  # the picture that each draws, and whether it names classes
     "latent_classifier": (None, True),
     "joint": ("samples", True),
 }
-STEPS, EVERY, MEASURED = 7, 3, [3, 6, 7]
+STEPS, EVERY, MEASURED = 8, 3, [3, 6, 8]
 CHANGES = {"steps": str(STEPS), "batch_size": "8", "warmup": "2", "checkpoint_every": "2"}
 FEW = {"judged": "4", "judge_steps": "2"}  # of a model that draws
 
@@ -207,8 +209,8 @@ def test_the_curve_is_the_journal_and_the_measurements(monkeypatch):
 
 
 def test_best_is_the_lowest_validation_loss(monkeypatch):
-    """Of steps 3, 6 and 7 the second; a worse one later, or after a cut, does not replace it."""
-    losses = {3: 2.0, 6: 1.0, 7: 1.5}
+    """Of steps 3, 6 and 8 the second; a worse one later, or after a cut, does not replace it."""
+    losses = {3: 2.0, 6: 1.0, 8: 1.5}
     settings, ema, now = settings_of("latent_classifier"), {}, []
     monkeypatch.setattr(
         watch._Watcher, "examine", lambda self, model: {"loss": losses[now[-1]], "accuracy": 0.5}
@@ -235,7 +237,7 @@ def test_best_is_the_lowest_validation_loss(monkeypatch):
             run = noting(recipes.train("latent_classifier", settings, **how, resume=True))
             for _ in watched("latent_classifier", settings, "out", run):
                 pass
-    assert now == [1, 2, 3, 4, 5, 6, 6, 7]
+    assert now == [1, 2, 3, 4, 5, 6, 6, 7, 8]
 
 
 def test_test_digits_choose_nothing():
@@ -287,7 +289,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("method", "last"), [("log", 5), ("log", 6), ("measure", 6), ("measure", 7)]
+    ("method", "last"), [("log", 5), ("log", 6), ("log", 7), ("measure", 6), ("measure", 8)]
 )
 def test_each_step_stands_once_after_a_cut(monkeypatch, method, last):
     """Cut where the state is behind the logs, or ahead of them: saved, and not yet measured."""
@@ -309,6 +311,16 @@ def test_each_step_stands_once_after_a_cut(monkeypatch, method, last):
     best = [recipes.load(f"{out}/best.safetensors") for out in ("whole", "cut")]
     assert best[0].record["step"] == best[1].record["step"]
     assert tiny.same(*(result.model.state_dict() for result in best))
+
+
+def test_the_log_is_on_disk_before_the_next_step_begins(monkeypatch):
+    """However slow the disk, or a kill would lose steps that the saved state has behind it."""
+    write = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", lambda *args: (time.sleep(0.05), write(*args)))
+    for step in watched("latent_classifier", settings_of("latent_classifier"), "out"):
+        if step.step == 4:  # measured was 3
+            assert list(tiny.scalars("out")["loss/training"]) == [1, 2, 3, 4]
+            break
 
 
 def killed_at(last, method):
