@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnistlib import latent, recipes
+from mnistlib import recipes
 from mnistlib.classifier import NoisyClassifierConfig
 from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
 from mnistlib.guidance import bind, cfg_between, classifier_guided, heard_until, rescaled
+from mnistlib.jobs import accuracy_per_level
 from mnistlib.metrics import accuracy, features_of, frechet_to, precision_recall
-from mnistlib.objective import add_noise, as_eps
+from mnistlib.objective import as_eps
 from mnistlib.recipes import ClassifierSettings, LatentSettings, Trained, balanced_labels
 from mnistlib.samplers import ddim, draw_noise
 from mnistlib.schedules import uniform_times
@@ -36,7 +37,6 @@ __all__ = [
     "SWEEP",
     "Guide",
     "Steer",
-    "accuracy_at",
     "by_classifier",
     "classifier_run",
     "draw",
@@ -243,25 +243,11 @@ def classifier_run(settings: ClassifierSettings, seed: int, count: int = 200) ->
     def scores(x_t: Tensor, t: Tensor) -> Tensor:
         return network(x_t, t if settings.noisy else torch.zeros_like(t))
 
-    times = [level * trained.schedule.T // 10 for level in range(11)]
-    row: dict[str, Any] = {"times": times, "accuracy": accuracy_at(scores, trained, times)}
+    row: dict[str, Any] = accuracy_per_level(scores, trained, _small_set()[1])
     for scale in (1.0, 4.0, 8.0):
         images = draw(trained, by_classifier(trained, scores, scale), count, seed=99)
         row[f"scale {scale:g}"] = judge(images, balanced_labels(range(count)))
     return row | {"weights": trained.record["sha256"]}
-
-
-@torch.no_grad()
-def accuracy_at(scores: Callable, trained: Trained, times: list[int]) -> list[float]:
-    """Share of the held-out digits that is named rightly, at each time; the noise is the same."""
-    _, unseen = _small_set()
-    x_0, shares = latent.encode(trained.vae, to_images(unseen.images)), []
-    eps = draw_noise(x_0.shape, generator=generator_for(0))
-    for time in times:
-        t = torch.full((len(x_0),), time)
-        guess = scores(add_noise(x_0, eps, t, trained.schedule), t).argmax(1)
-        shares.append(float((guess == unseen.labels).double().mean()))
-    return shares
 
 
 # ---- full trainings ------------------------------------------------------------------------

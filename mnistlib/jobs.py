@@ -30,7 +30,7 @@ from mnistlib.trained import (
 )
 from mnistlib.vae import Vae, vae_loss
 
-__all__ = ["LabelledBatch", "NoisyLabelledBatch", "fixed_batches"]
+__all__ = ["LabelledBatch", "NoisyLabelledBatch", "accuracy_per_level", "fixed_batches"]
 
 Find = Callable[[str], Trained]
 """The earlier model of a name, see ``recipes.find``."""
@@ -272,24 +272,24 @@ def judge_classifier(trained: Trained, digits: Digits, test: Digits | None, find
 
 
 @torch.no_grad()
-def accuracy_per_level(network: nn.Module, trained: Trained, digits: Digits) -> dict[str, list]:
-    """Times, and the share of digits so noisy that the classifier ``network`` names rightly."""
+def accuracy_per_level(scores: Callable, trained: Trained, digits: Digits) -> dict[str, list]:
+    """Times, and the share of digits so noisy that a classifier names rightly.
+
+    Args:
+        scores: (x_t, t) -> (B, classes), on the device of ``trained``.
+        trained: whose noise schedule and latents.
+    """
     x_0 = to_images(digits.images)
     x_0 = x_0 if trained.vae is None else latent.encode(trained.vae, x_0)
     eps = torch.randn(x_0.shape, generator=generator_for(0))
+    device = next(trained.model.parameters()).device
     times, shares = [level * trained.schedule.T // 10 for level in range(11)], []
     for time in times:
         t = torch.full((len(x_0),), time)
-        x_t = add_noise(x_0, eps, t, trained.schedule)
-        shares.append(_accuracy(network, x_t, t, digits.labels))
+        pairs = zip(add_noise(x_0, eps, t, trained.schedule).split(500), t.split(500), strict=True)
+        named = torch.cat([scores(x.to(device), u.to(device)).argmax(1).cpu() for x, u in pairs])
+        shares.append(float((named == digits.labels).double().mean()))
     return {"times": times, "accuracy": shares}
-
-
-def _accuracy(network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor) -> float:
-    device = next(network.parameters()).device
-    pairs = zip(x_t.split(500), t.split(500), strict=True)
-    scores = torch.cat([network(x.to(device), time.to(device)).cpu() for x, time in pairs])
-    return float((scores.argmax(1) == labels).double().mean())
 
 
 # ---- both at once --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mnistlib import ablations, guidance_trials, latent, metrics, recipes
 from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
 from mnistlib.guidance_trials import Guide, by_classifier, draw, judge
+from mnistlib.jobs import accuracy_per_level
 
 WITH_WEIGHTS = {"guidance_scale": "latent", "noisy_classifier": "latent"}
 
@@ -190,7 +191,7 @@ def test_dropped_labels_reach_the_network(made):
 @pytest.mark.parametrize("name", guidance_trials.CLASSIFIERS)
 def test_a_classifier_of_clean_data_is_told_time_zero(made, monkeypatch, name):
     asked = []
-    monkeypatch.setattr(guidance_trials, "accuracy_at", lambda f, *_: asked.append(f) or [])
+    monkeypatch.setattr(guidance_trials, "accuracy_per_level", lambda f, *_: asked.append(f) or {})
     guidance_trials.classifier_run(quick(guidance_trials.CLASSIFIERS[name]), 0, count=4)
     x, t, _ = noisy(made["latent"])
     same = torch.equal(asked[0](x, t), asked[0](x, torch.zeros_like(t)))
@@ -215,9 +216,9 @@ def test_accuracy_of_one_that_knows_the_latents(made):
         twin = torch.cdist(x_t.flatten(1), clean).argmin(1)
         return F.one_hot(unseen.labels[twin], 10).float()
 
-    right, guessed = guidance_trials.accuracy_at(nearest, trained, [0, 1000])
-    assert right == 1
-    assert guessed < 0.6
+    found = accuracy_per_level(nearest, trained, unseen)["accuracy"]
+    assert found[0] == 1
+    assert found[-1] < 0.6
 
 
 # ---- full trainings, variants, records -----------------------------------------------------
