@@ -55,7 +55,7 @@ def _fields_of(settings: Settings) -> dict[str, Any]:
 _DDPM = DiffusionSettings()
 _LATENT = LatentSettings(
     model=UNetConfig(in_channels=4, out_channels=4, widths=(64, 128), attention=(1,), classes=10),
-    train=TrainConfig(steps=14_000, lr=1.5e-3, warmup=500, ema=0.9995, checkpoint_every=250),
+    train=TrainConfig(steps=16_000, lr=1.5e-3, warmup=500, ema=0.9995, checkpoint_every=250),
     judge_steps=25,
     snapshots=(1000, 2000, 4000, 8000),
 )
