@@ -32,10 +32,11 @@ from mnistlib import (
 )
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
 from mnistlib.data import batch_indices, generator_for, holdout, mnist, to_images, write_atomically
+from mnistlib.jobs import LabelledBatch
 from mnistlib.metrics import accuracy, frechet_to
 from mnistlib.objective import add_noise, to_eps
 from mnistlib.plots import png, sheet
-from mnistlib.recipes import DiffusionSettings, LabelledBatch
+from mnistlib.recipes import DiffusionSettings
 from mnistlib.schedules import cosine
 from mnistlib.train import TrainConfig, fit
 from mnistlib.types import InputError
@@ -67,11 +68,7 @@ def diffusion_run(settings: DiffusionSettings, seed: int) -> dict[str, float]:
     """
     settings = replace(settings, train=replace(settings.train, seed=seed))
     digits, unseen = holdout(mnist(source="full"))
-    loss, batch_at = recipes.RECIPES["ddpm"].job(settings, digits)
-    torch.manual_seed(seed)
-    network = recipes.RECIPES["ddpm"].network(settings).to(memory_format=torch.channels_last)
-    for step in fit(network, loss, batch_at, settings.train):  # noqa: B007
-        pass
+    *_, step = fit(*recipes.begin("ddpm", settings, digits), settings.train)
     eye = recipes.train_or_load("digit_features", "read").model
     reference = (eye.reference_mean, eye.reference_cov)
     result = {}

@@ -209,14 +209,9 @@ def _small_set() -> tuple[Digits, Digits]:
 def _briefly(name: str, settings: Any, seed: int) -> Trained:
     """Train the network of a recipe on the small set; the averaged weights."""
     settings = replace(settings, train=replace(settings.train, seed=seed))
-    recipe, vae = recipes.RECIPES[name], recipes.find(settings.vae).model
-    loss, batch_at = recipe.job(settings, _small_set()[0], vae)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = recipe.network(settings).to(memory_format=torch.channels_last)
-    for step in fit(network, loss, batch_at, settings.train):  # noqa: B007
-        pass
-    return Trained(step.ema, settings, {}, vae)
+    vae = recipes.find(settings.vae).model
+    *_, last = fit(*recipes.begin(name, settings, _small_set()[0], vae), settings.train)
+    return Trained(last.ema, settings, {}, vae)
 
 
 def dropout_run(settings: LatentSettings, seed: int, count: int = 300) -> dict[str, Any]:

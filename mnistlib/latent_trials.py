@@ -212,11 +212,8 @@ def _train(
     settings: DiffusionSettings, seed: int, digits: Digits, vae: Vae | None
 ) -> tuple[Trained, float]:
     """A small model with averaged weights, and the mean loss of the last 50 steps."""
-    config, recipe = replace(settings.train, seed=seed), recipes.RECIPES["latent"]
-    loss, batch_at = recipe.job(settings, digits, vae)
-    torch.manual_seed(seed)
-    network, losses = recipe.network(settings).to(memory_format=torch.channels_last), []
-    for step in fit(network, loss, batch_at, config):
+    settings, losses = replace(settings, train=replace(settings.train, seed=seed)), []
+    for step in fit(*recipes.begin("latent", settings, digits, vae), settings.train):
         losses.append(step.loss)
     late = losses[-50:]
     return Trained(step.ema, settings, {}, vae), sum(late) / len(late)

@@ -7,8 +7,8 @@ seconds, ``read`` loads the shipped weights, ``full`` trains completely and can 
 import difflib
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from torch import nn
 
 from mnistlib import checkpoints
 from mnistlib.data import Digits, holdout, mnist, named_root, write_atomically
-from mnistlib.jobs import LabelledBatch
 from mnistlib.journal import Journal
 from mnistlib.registry import RECIPES, Recipe
 from mnistlib.settings import as_json, check_unchanged, from_dict, override
@@ -36,6 +35,7 @@ from mnistlib.trained import (
     sample_in_batches,
 )
 from mnistlib.types import InputError
+from mnistlib.unet import UNet
 from mnistlib.vae import Vae
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
     "DiffusionSettings",
     "FeatureSettings",
     "JointSettings",
-    "LabelledBatch",
     "LatentSettings",
     "Recipe",
     "Trained",
     "VaeSettings",
     "autoencoder_of",
     "balanced_labels",
+    "begin",
     "choose_profile",
     "denoising",
     "find",
@@ -104,14 +104,14 @@ def train_or_load(name: str, profile: str | None = None) -> Trained:
     if profile == "read":
         return find(name)
     if profile == "smoke":
-        return _consume(train(name, settings_of(name, "smoke"), profile="smoke"))
+        *_, trained = train(name, settings_of(name, "smoke"), profile="smoke")
+        return trained
     out = Path("runs") / name
     if (out / f"{name}.safetensors").is_file():
         return load(out / f"{name}.safetensors")
-    state = out / "state.safetensors"
-    return _consume(
-        train(name, settings_of(name, "full"), profile="full", out=out, resume=state.is_file())
-    )
+    resume = (out / "state.safetensors").is_file()
+    *_, trained = train(name, settings_of(name, "full"), profile="full", out=out, resume=resume)
+    return trained
 
 
 def find(source: str) -> Trained:
@@ -165,7 +165,8 @@ def train(
         out: folder for ``state.safetensors``, ``journal.csv``, snapshots ``step_00050.safetensors``
             and the result ``NAME.safetensors``; None keeps everything in memory.
         resume: go on from the state in ``out``.
-        init: a checkpoint of the same network, whose weights the training starts from.
+        init: a checkpoint of the same network, whose weights the training starts from; where it
+            knows no classes, ``name`` may be its class-conditional counterpart.
     """
     recipe = _recipe(name)
     before = None if init is None else load(init)
@@ -175,13 +176,10 @@ def train(
     autoencoder = autoencoder_of(settings)
     vae = None if autoencoder is None else autoencoder.model.to(pick_device())
     inherited = {} if autoencoder is None else {"vae": autoencoder.record["sha256"]}
-    loss, batch_at = recipe.job(settings, digits, vae)
-    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-        torch.manual_seed(settings.train.seed)
-        network = recipe.network(settings)
+    network, loss, batch_at = begin(name, settings, digits, vae)
     if before is not None:
         _start_from(network, before, init)
-    network = network.to(pick_device(), memory_format=torch.channels_last)
+    network = network.to(pick_device())
     out = None if out is None else Path(out)
     state = None if out is None else out / "state.safetensors"
     if out is not None and resume and (out / "settings.json").is_file():
@@ -225,6 +223,20 @@ def train(
     yield trained
 
 
+def begin(
+    name: str, settings: Settings, digits: Digits, vae: Vae | None = None
+) -> tuple[nn.Module, Callable, Callable]:
+    """What ``fit`` needs to start a recipe: the fresh network, its loss and its batches.
+
+    The network depends on the seed alone; the caller's random state stays as it was.
+    """
+    recipe = _recipe(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.train.seed)
+        network = recipe.network(settings).to(memory_format=torch.channels_last)
+    return network, *recipe.job(settings, digits, vae)
+
+
 def unseen(settings: Settings, profile: str) -> tuple[str, Digits]:
     """Digits that a training does not learn from, and what a measurement on them is called.
 
@@ -258,10 +270,17 @@ def autoencoder_of(settings: Settings) -> Trained | None:
 
 
 def _start_from(network: nn.Module, before: Trained, path: str | Path) -> None:
-    """Give a fresh network the weights of an earlier training."""
-    if type(before.model) is not type(network) or before.model.config != network.config:
+    """Give a fresh network the weights of an earlier training, which may have known no classes.
+
+    Then every label starts with an embedding of zeros, and says nothing yet.
+    """
+    ours, theirs = network.config, before.model.config
+    learns_classes = isinstance(network, UNet) and replace(ours, classes=0) == theirs != ours
+    if ours != theirs and not learns_classes:
         raise InputError(f"{path} holds another network; init needs one of the same settings")
-    network.load_state_dict(before.model.state_dict())
+    network.load_state_dict(before.model.state_dict(), strict=not learns_classes)
+    if learns_classes:
+        nn.init.zeros_(network.label.weight)
 
 
 def shipped_path(name: str) -> Path:
@@ -288,12 +307,6 @@ def _data(profile: str) -> tuple[Digits, Digits | None]:
         return mnist(source="small"), None
     digits = mnist(source="auto" if profile == "smoke" else "full")
     return digits, mnist(train=False)
-
-
-def _consume(run: Iterator) -> Trained:
-    for last in run:  # noqa: B007
-        pass
-    return last
 
 
 def _check_manifest(path: Path) -> None:

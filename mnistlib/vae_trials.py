@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mnistlib import recipes
-from mnistlib.data import Digits, generator_for, holdout, mnist, to_images
+from mnistlib.data import generator_for, holdout, mnist, to_images
 from mnistlib.metrics import frechet_to
 from mnistlib.recipes import VaeSettings
 from mnistlib.train import TrainConfig, fit
@@ -38,22 +38,13 @@ def vae_run(settings: VaeSettings, seed: int, n: int = 2000) -> dict[str, Any]:
     """
     settings = replace(settings, train=replace(settings.train, seed=seed))
     digits, unseen = holdout(mnist(source="full"))
-    vae = _trained(settings, digits)
+    *_, last = fit(*recipes.begin("vae", settings, digits), settings.train)
+    vae = last.ema
     images = to_images(unseen.images[:n])
     posterior = _encoded(vae, images)
     eps = torch.randn(posterior.mean.shape, generator=generator_for(77))
     there_and_back = _reconstruction(vae, images, posterior, eps)
     return there_and_back | _drawn_from_nothing(vae, posterior, eps)
-
-
-def _trained(settings: VaeSettings, digits: Digits) -> Vae:
-    """The averaged network at the end of a training in memory."""
-    recipe = recipes.RECIPES["vae"]
-    loss, batch_at = recipe.job(settings, digits)
-    torch.manual_seed(settings.train.seed)
-    network = recipe.network(settings).to(memory_format=torch.channels_last)
-    *_, last = fit(network, loss, batch_at, settings.train)
-    return last.ema
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import torch
 
 from mnistlib import ablations, recipes
 from mnistlib.data import Digits, generator_for
-from mnistlib.data import holdout as split
 from mnistlib.plots import sheet
 from mnistlib.types import InputError
 
@@ -26,9 +25,7 @@ TINY = replace(
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Use made digits, the last 40 of them held out, in an empty folder."""
-    monkeypatch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(tmp_path / "digits")))
-    monkeypatch.setattr(ablations, "holdout", lambda digits: split(digits, 40))
-    monkeypatch.chdir(tmp_path)
+    tiny.stand_among_made_digits(tmp_path, monkeypatch, ablations)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import tiny
 import torch
 from PIL import Image, ImageSequence
 
-from mnistlib import checkpoints, cli, data, recipes
+from mnistlib import cli, data, recipes
 from mnistlib.data import generator_for, read_pngs, to_uint8
 from mnistlib.samplers import SAMPLERS
 from mnistlib.schedules import GRIDS
@@ -32,18 +31,11 @@ SHIPPED = {"digit_features": {}, "ddpm": FEW, "vae": {}, "latent": FEW}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Train the recipes for a moment; return a folder laid out like the shipped one."""
-    folder, digits = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("digits")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
-        patch.setattr(recipes, "WEIGHTS", folder)
-        for name in SHIPPED:
-            changes = {"steps": "5", "batch_size": "8"} | SHIPPED[name]
-            settings = recipes.settings_of(name, "smoke", changes)
-            *_, trained = recipes.train(name, settings, profile="smoke")
-            path = folder / f"{name}.safetensors"
-            checkpoints.save(path, trained.model, asdict(trained.settings), trained.record)
-            tiny.write_manifest(folder)
-    return folder
+    changes = {"steps": "5", "batch_size": "8"}
+    return tiny.write_weights(
+        tmp_path_factory.mktemp("weights"),
+        {n: recipes.settings_of(n, "smoke", changes | more) for n, more in SHIPPED.items()},
+    )
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ LAYERS = {
 # fmt: on
 
 LINES = 280
-LONGER = {"jobs": 320, "recipes": 310, "ablations": 300, "data": 345, "cli": 400}
+LONGER = {"jobs": 320, "recipes": 320, "ablations": 300, "data": 345, "cli": 400}
 
 # What a bare machine with a GPU has; all else is imported where it is used.
 TRAINING = {"torch", "numpy", "safetensors", "tqdm"}

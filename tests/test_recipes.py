@@ -173,6 +173,19 @@ def test_weights_of_another_network_start_nothing(world, weights):
     assert not (world / "second").exists()
 
 
+def test_a_class_conditional_training_can_start_from_a_model_without_classes(world, weights):
+    """Before it learns, every label and none gives what the earlier model gives."""
+    changes = QUICK | {"steps": "1", "lr": "1e-12"}
+    settings = recipes.settings_of("ddpm_class", "smoke", changes)
+    before = weights / "ddpm.safetensors"
+    *_, last = recipes.train("ddpm_class", settings, profile="smoke", init=before)
+    x, t, first = torch.randn(3, 1, 32, 32), torch.tensor([1, 400, 1000]), recipes.load(before)
+    for labels in ([0, 4, 9], [last.model.null] * 3):
+        guess = last.guided(torch.tensor(labels))(x, t)
+        torch.testing.assert_close(guess, first.denoise(x, t), rtol=0.01, atol=0.01)
+    assert last.record["started_from"]["sha256"] == first.record["sha256"]
+
+
 @pytest.mark.parametrize("name", ["ddpm", "latent"])
 def test_snapshots_are_kept(world, name):
     settings = recipes.settings_of(name, "smoke", QUICK | {"snapshots": "1,7"})
@@ -236,6 +249,19 @@ def test_pictures_have_the_channels_of_the_autoencoder(world):
     known = {bytes(x.numpy()) for x in to_images(mnist().images)}
     for k in range(3):
         assert {bytes(x.numpy()) for x in images[:, k : k + 1].contiguous()} <= known
+
+
+def test_a_seed_means_one_beginning(world):
+    """The network depends on the seed alone, and the caller's random state stays as it was."""
+    settings = [
+        recipes.settings_of("ddpm", "smoke", QUICK | {"seed": seed}) for seed in ("0", "0", "1")
+    ]
+    before = torch.random.get_rng_state()
+    networks = [recipes.begin("ddpm", s, mnist())[0] for s in settings]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    first, again, other = (network.conv_in.weight for network in networks)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_latent_batches_are_the_scaled_latents_of_the_digits(world):

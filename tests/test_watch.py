@@ -3,7 +3,6 @@
 import io
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +47,9 @@ def watched(name, settings, out, run=None, **kwargs):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Return a folder laid out like the shipped one: an eye and an autoencoder."""
-    folder, digits = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("digits")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
-        patch.setattr(recipes, "WEIGHTS", folder)
-        for name in ("digit_features", "vae"):
-            *_, last = recipes.train(name, settings_of(name), profile="smoke")
-            path = folder / f"{name}.safetensors"
-            checkpoints.save(path, last.model, asdict(last.settings), last.record)
-            tiny.write_manifest(folder)
-    return folder
+    names = ("digit_features", "vae")
+    folder = tmp_path_factory.mktemp("weights")
+    return tiny.write_weights(folder, {name: settings_of(name) for name in names})
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,18 @@ the tests of ``fit`` kill it.
 
 import hashlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
+from mnistlib import checkpoints, recipes
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
-from mnistlib.data import batch_indices, generator_for
-from mnistlib.recipes import LabelledBatch
+from mnistlib.data import batch_indices, generator_for, holdout
+from mnistlib.jobs import LabelledBatch
 from mnistlib.train import TrainConfig, fit
 
 CONFIG = TrainConfig(steps=150, lr=1e-2, warmup=10, ema=0.9, checkpoint_every=7, seed=3)
@@ -48,6 +51,26 @@ def write_manifest(folder):
     files = sorted(folder.glob("*.safetensors"))
     sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files]
     (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def stand_among_made_digits(folder, patch, module):
+    """Stand in a folder with made digits, of which ``module`` holds out the last 40."""
+    patch.setenv("MNISTLIB_DATA", str(write_mnist(folder / "digits")))
+    patch.setattr(module, "holdout", lambda digits: holdout(digits, 40))
+    patch.chdir(folder)
+
+
+def write_weights(folder, trainings):
+    """Train recipes, {name: settings}, on made digits; lay them out like the shipped weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNISTLIB_DATA", str(write_mnist(folder / "digits")))
+        patch.setattr(recipes, "WEIGHTS", folder)
+        for name, settings in trainings.items():
+            *_, last = recipes.train(name, settings, profile="smoke")
+            path = folder / f"{name}.safetensors"
+            checkpoints.save(path, last.model, asdict(last.settings), last.record)
+            write_manifest(folder)
+    return folder
 
 
 def network(seed=0, dropout=0.3):
