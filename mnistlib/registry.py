@@ -122,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
         judge=jobs.judge_classifier,
     ),
     "joint": Recipe(
-        full=JointSettings(**(_fields_of(_LATENT) | {"train": replace(_LATENT.train, steps=6000)})),
+        full=JointSettings(**(_fields_of(_LATENT) | {"train": replace(_LATENT.train, steps=5000)})),
         smoke=JointSettings(**_fields_of(_SMOKE_LATENT), classifier=_TINY_CLASSIFIER),
         network=lambda s: Joint(JointConfig(s.model, s.classifier)),
         job=jobs.joint_job,
