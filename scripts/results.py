@@ -14,6 +14,7 @@ from mnistlib.data import write_atomically
 from mnistlib.pace import final_table
 from mnistlib.recipes import train_or_load
 
+NAMES = ("digit_features", "ddpm", "vae", "latent_classifier")
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
@@ -21,16 +22,14 @@ BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.
 def gigaflop(trained):
     """Return the cost of one forward pass of one image, in units of 10^9 operations."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        trained.model(torch.zeros(1, 1, 32, 32), torch.ones(1, dtype=torch.int64))
+        trained.model(torch.zeros(1, *trained.shape), torch.ones(1, dtype=torch.int64))
     return counter.get_total_flops() / 1e9
 
 
 def table():
     """Return the results as Markdown."""
-    names = ("digit_features", "ddpm", "vae")
-    eye, ddpm, vae = (train_or_load(name, "read") for name in names)
-    e, d, v = (trained.record["metrics"] for trained in (eye, ddpm, vae))
-    size = f"{millions(ddpm)} million weights, {gigaflop(ddpm):.2f} GFLOP a call"
+    eye, ddpm, vae, reader = (train_or_load(name, "read") for name in NAMES)
+    e, d, v, r = (trained.record["metrics"] for trained in (eye, ddpm, vae, reader))
     rows = [
         ("network", "training", "result"),
         ("---", "---", "---"),
@@ -40,10 +39,9 @@ def table():
             f"{e['test_accuracy']:.2%} of the {e['floor_digits']:,} test digits right",
         ),
         (
-            f"`ddpm`: draws digits; {size}",
+            f"`ddpm`: draws digits; {size(ddpm)}",
             training(ddpm),
-            f"Frechet distance of {d['samples']:,} samples to the 60,000 training digits: "
-            f"**{d['times_floor']:.1f} times the real floor** ({d['sampler']})",
+            f"Frechet distance of {drawn(d)}",
         ),
         (
             f"`vae`: pictures to 4x8x8 latents and back; {millions(vae)} million weights",
@@ -51,6 +49,16 @@ def table():
             f"the {v['images']:,} test digits, there and back: "
             f"**{v['times_floor']:.2f} times the real floor**",
         ),
+        (
+            f"`latent_classifier`: reads noisy latents; {millions(reader)} million weights",
+            training(reader),
+            ", ".join(
+                f"{share:.1%} right at t = {time}"
+                for time, share in list(zip(r["times"], r["accuracy"], strict=True))[:10:3]
+            ),
+        ),
+        class_row("latent", "draws the digit that is asked for, as latents"),
+        class_row("ddpm_class", "draws the digit that is asked for, in pixels", start="ddpm"),
     ]
     return (
         "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -69,20 +77,47 @@ are in [book/records](book/records).
     )
 
 
+def class_row(name, does, start=None):
+    """Return the row of a model that is told a class, and began as another where that is named."""
+    trained = train_or_load(name, "read")
+    m = trained.record["metrics"]
+    guided = max(m["guided"].items(), key=lambda item: item[1]["accuracy"])
+    return (
+        f"`{name}`: {does}; {size(trained)}",
+        training(trained, start),
+        f"{drawn(m)}; **{m['accuracy']:.2%}** are read as asked for; guided, {guided[0]}: "
+        f"{guided[1]['accuracy']:.2%} of {guided[1]['samples']:,}",
+    )
+
+
+def drawn(metrics):
+    """Return how far samples are from the training digits."""
+    return (
+        f"{metrics['samples']:,} samples to the 60,000 training digits: "
+        f"**{metrics['times_floor']:.1f} times the real floor** ({metrics['sampler']})"
+    )
+
+
+def size(trained):
+    """Return what a network weighs and costs."""
+    return f"{millions(trained)} million weights, {gigaflop(trained):.2f} GFLOP a call"
+
+
 def millions(trained):
     """Return the number of weights, in millions."""
     return f"{trained.record['parameters'] / 1e6:.1f}"
 
 
-def training(trained):
-    """Return how long a training took, and on what."""
-    r = trained.record
-    earlier = r.get("started_from", {"images_seen": 0, "seconds": 0})
+def training(trained, start=None):
+    """Return how long a training took, and on what, without that of another that it began as."""
+    r, nothing = trained.record, {"images_seen": 0, "seconds": 0}
+    earlier = nothing if start else r.get("started_from", nothing)
     images = r["images_seen"] + earlier["images_seen"]
     minutes = (r["seconds"] + earlier["seconds"]) / 60
     threads = f"{r['threads']} thread" + "s" * (int(r["threads"]) > 1)
     device = f"{threads} of a CPU" if r["device"] == "cpu" else r["device"]
-    return f"{images:,} images in {minutes:.0f} minutes on {device}"
+    begin = f", from the weights of `{start}`" if start else ""
+    return f"{images:,} images in {minutes:.0f} minutes on {device}{begin}"
 
 
 def renewed(text):

@@ -233,7 +233,7 @@ def test_full_run_finds_shipped_and_unshipped_files(made, monkeypatch):
     )
     rows = [guidance_trials.full_run(name, 0) for name in ("latent", "joint")]
     assert asked == ["latent", "runs/joint/joint.safetensors"]
-    assert set(rows[0]) == {"images_seen", "seconds", "parameters", "metrics", "sha256"}
+    assert set(rows[0]) == {"images_seen", "training_seconds", "parameters", "metrics", "sha256"}
 
 
 def test_variants_are_what_their_names_say():
