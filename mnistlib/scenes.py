@@ -144,8 +144,8 @@ def paint(coverage: Tensor, inks: Tensor, paper: Tensor) -> Tensor:
         inks: (B, K, 3), colours in [-1, 1].
         paper: (B, 3).
     """
-    ways = inks - paper[:, None]
-    return paper[:, :, None, None] + torch.einsum("bkhw,bkc->bchw", coverage, ways)
+    ways = (inks - paper[:, None])[..., None, None]  # (B, K, 3, 1, 1)
+    return paper[..., None, None] + (coverage[:, :, None] * ways).sum(1)
 
 
 def draw_scenes(
