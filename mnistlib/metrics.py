@@ -260,11 +260,13 @@ def prompt_accuracy(agreements: Sequence[Mapping[str, bool | None]]) -> dict[str
     Returns:
         One ``Share`` for each attribute that some prompt named, and ``everything``.
     """
-    everything = [{"everything": all(v is not False for v in each.values())} for each in agreements]
-    seen: dict[str, list[bool]] = {}
-    for each in (*agreements, *everything):
-        for name, right in each.items():
-            if right is not None:
-                seen.setdefault(name, []).append(right)
-    counts = {name: (sum(v), len(v)) for name, v in seen.items()}
-    return {name: Share(*pair, *wilson_interval(*pair)) for name, pair in counts.items()}
+    judged = [
+        {**each, "everything": all(right is not False for right in each.values())}
+        for each in agreements
+    ]
+    shares = {}
+    for name in dict.fromkeys(name for each in judged for name in each):
+        named = [each[name] for each in judged if each.get(name) is not None]
+        if named:
+            shares[name] = Share(sum(named), len(named), *wilson_interval(sum(named), len(named)))
+    return shares

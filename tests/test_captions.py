@@ -106,7 +106,7 @@ READ = [
     ),
     ("on the right a red three, on the left 7", Scene((SEVEN, THREE), None, True)),
     ("a seven with a thick stroke and a red 3", Scene((Glyph(7, stroke="thick"), THREE))),
-    ("please draw a lovely seven, will you", Scene((SEVEN,))),
+    ("please have someone draw a lovely seven", Scene((SEVEN,))),
     ("蓝底上一个向右倾斜的粗红色数字七", ONE),
     ("一", Scene((Glyph(1),))),
     ("一个一", Scene((Glyph(1),))),

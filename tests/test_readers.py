@@ -89,9 +89,9 @@ def test_stroke_width_survives_a_little_smoothing(width):
 
 
 def test_stroke_width_does_not_see_faint_noise():
-    noise = 0.15 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    seen = stroke_width((ring(2.5) + noise).clamp(0, 1))
-    assert float(seen) == pytest.approx(float(stroke_width(ring(2.5))), abs=0.1)
+    noise = 0.2 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen = stroke_width(torch.where(ring(2.5) == 0, noise, ring(2.5)))
+    assert float(seen) == pytest.approx(float(stroke_width(ring(2.5))), abs=1e-3)
 
 
 @pytest.mark.parametrize("lean", [-0.4, -0.1, 0.0, 0.3])
@@ -108,7 +108,7 @@ def test_shear_is_the_slope_that_fits_best():
 
 
 def test_classes_meet_at_the_cuts():
-    widths = [1.8, 2.05, 2.4, 2.75, 3.4]
+    widths = [1.8, 2.1, 2.45, 2.85, 3.4]
     shapes = torch.cat([ring(w) for w in widths])
     assert stroke_class(shapes).tolist() == [0, -1, 1, -1, 2]
     assert stroke_class(shapes, margin=0).tolist() == [0, 0, 1, 2, 2]
@@ -118,16 +118,17 @@ def test_classes_meet_at_the_cuts():
 
 
 def test_slant_is_counted_from_the_shape_of_the_class():
-    """The moments of the usual 9 lean left of those of the usual 1; both count as the same."""
+    """A 9 that is written like the others leans to the left of such a 1, by its moments."""
     digits = mnist(source="small")
-    middle = {}
+    called = {}
     for digit in (1, 9):
-        shears = shear(to_images(digits.images[digits.labels == digit]) / 2 + 0.5)
-        middle[digit] = float(shears.median())
-        offset = 0.19 if digit == 9 else 0.0
-        called = slant_class(torch.cat([bar(3.0, 0.1 - offset)]), torch.tensor([digit]))
-        assert called.tolist() == [1]
-    assert middle[1] - middle[9] == pytest.approx(0.19, abs=0.06)
+        usual = to_images(digits.images[digits.labels == digit]) / 2 + 0.5
+        called[digit] = float(shear(usual).median())
+        leaning = torch.cat([bar(3.0, lean) for lean in (-0.1, 0.1)])
+        called[digit, "bars"] = slant_class(leaning, torch.tensor([digit] * 2), margin=0).tolist()
+    assert called[9] < called[1] - 0.15
+    assert called[1, "bars"] == [0, 1]
+    assert called[9, "bars"] == [1, 2]
 
 
 @pytest.mark.parametrize("shift", [-3.0, 0.0, 2.0])
@@ -195,11 +196,12 @@ def measure_of(pool, classifier, two, count, unseen=False, seed=0):
 
 
 def check_agreement(accuracy, two):
-    """Assert that at least 99 % are read as they were painted."""
+    """Assert that 99 % of digits are read as they were painted; of two, both must be right."""
     names = [name for name in ATTRIBUTES if two or name != "places"]
     assert [*accuracy] == [*names, "everything"]
-    low = {name: share for name, share in accuracy.items() if share.right < 0.99 * share.of}
-    assert low == {}
+    least = 0.99 ** (1 + two)
+    assert {k: v for k, v in accuracy.items() if v.right < least * v.of and k in names} == {}
+    assert accuracy["everything"].right > 0.98 * accuracy["everything"].of
 
 
 @pytest.mark.parametrize("unseen", [False, True])
@@ -245,8 +247,13 @@ JUDGED = [  # named, read, what is right, what is wrong
     (Scene((Glyph(3), Glyph(7)), None, True), PICTURE, "digit places", ""),
     (Scene((Glyph(7), Glyph(3)), None, True), PICTURE, "digit", "places"),
     (Scene((Glyph(3), Glyph(8)), None, True), PICTURE, "places", "digit"),
-    # The colours changed places, the digits did not.
-    (Scene((Glyph(3, "blue"), Glyph(7, "red")), None, True), PICTURE, "digit places", "ink"),
+    # Colours and strokes changed places, the digits did not.
+    (
+        Scene((Glyph(3, "blue", "thick"), Glyph(7, "red", "thin")), None, True),
+        PICTURE,
+        "digit places",
+        "ink stroke",
+    ),
     (Scene((Glyph(3, "blue"), Glyph(7, "red"))), PICTURE, "digit", "ink"),
     # No digit is right; by the colours they changed places.
     (Scene((Glyph(1, "blue"), Glyph(1, "red")), None, True), PICTURE, "ink", "digit places"),
