@@ -17,6 +17,7 @@ from mnistlib.types import InputError
 
 __all__ = [
     "ATTRIBUTES",
+    "SHARE",
     "Caption",
     "describe",
     "parse",
@@ -24,8 +25,10 @@ __all__ = [
 ]
 
 SHARE = {"digit": 0.9, "ink": 0.75, "stroke": 0.5, "slant": 0.5, "paper": 0.6, "places": 0.75}
+"""How often ``describe`` names each attribute, where the scene has it."""
+
 ATTRIBUTES = tuple(SHARE)
-"""What a caption can name; ``SHARE`` says how often ``describe`` names it."""
+"""All that a caption can name."""
 
 _DRAWS = 64  # more random numbers than the longest caption takes
 _GROUP = re.compile(r"\[([^]]*\{(\w+)\}[^]]*)\]")

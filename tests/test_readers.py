@@ -52,11 +52,6 @@ def blurred(coverage):
     return F.conv2d(coverage, (kernel[:, None] * kernel)[None, None], padding=1)
 
 
-def by_name(network):
-    """Return a classifier without gradients."""
-    return torch.no_grad()(network)
-
-
 def all_sevens(grey):
     """Stand for a classifier."""
     return F.one_hot(torch.full((len(grey),), 7), 10)
@@ -65,7 +60,7 @@ def all_sevens(grey):
 @pytest.fixture(scope="module")
 def classifier():
     """Return the shipped classifier."""
-    return by_name(recipes.find("digit_features").model)
+    return recipes.find("digit_features").model
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +166,7 @@ def test_a_picture_of_nothing_is_read_as_something():
 
 
 def test_each_half_is_read_by_itself():
-    left, right = drawn(lambda x, y: ((x + 8).abs() < 2) & (y.abs() < 7)), 0
+    left = drawn(lambda x, y: ((x + 8).abs() < 2) & (y.abs() < 7))
     right = drawn(lambda x, y: ((x - 8).abs() < 1) & (y.abs() < 7))
     coverage = torch.cat([left, right], dim=1)
     [scene] = read(paint(coverage, PALETTE[[2, 6]][None], PALETTE[[1]]), all_sevens, digits=2)
