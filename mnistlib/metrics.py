@@ -3,7 +3,8 @@
 Legend: N samples, M samples of another set, D features.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ __all__ = [
     "Extrapolation",
     "Neighbours",
     "PrecisionRecall",
+    "Share",
     "accuracy",
     "feature_statistics",
     "features_of",
@@ -24,6 +26,8 @@ __all__ = [
     "in_batches",
     "nearest",
     "precision_recall",
+    "prompt_accuracy",
+    "wilson_interval",
 ]
 
 Statistics = tuple[Tensor, Tensor]
@@ -213,3 +217,56 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         raise InputError(f"got {len(images)} images and {len(labels)} labels; give as many of each")
     scores = in_batches(network, images, next(network.parameters()).device)
     return float((scores.argmax(1) == labels.cpu()).double().mean())
+
+
+def wilson_interval(right: int, of: int) -> tuple[float, float]:
+    """Where a share lies of which ``right`` in ``of`` trials were seen, with 95 % confidence.
+
+    Wilson 1927: all shares p from which the share seen is less than 1.96 standard deviations,
+    those of p itself, away. Unlike the usual one it is right near 0 and 1 also.
+
+    Raises:
+        InputError: no trials, or not 0 <= right <= of.
+    """
+    if not 0 <= right <= of or not of:
+        raise InputError(f"a share needs 0 <= right <= of and of > 0; got {right} of {of}")
+    z = 1.959964
+    seen, scale = right / of, 1 / (1 + z**2 / of)
+    middle = scale * (seen + z**2 / (2 * of))
+    half = scale * z * math.sqrt(seen * (1 - seen) / of + z**2 / (4 * of**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+class Share(NamedTuple):
+    """How often something was right.
+
+    Attributes:
+        right, of: in so many of so many trials.
+        low, high: see ``wilson_interval``.
+    """
+
+    right: int
+    of: int
+    low: float
+    high: float
+
+
+def prompt_accuracy(agreements: Sequence[Mapping[str, bool | None]]) -> dict[str, Share]:
+    """How often each attribute is as the prompt named it, and all that a prompt named together.
+
+    Args:
+        agreements: what ``readers.agreement`` says of each image.
+
+    Returns:
+        One ``Share`` for each attribute that some prompt named, and ``everything``.
+    """
+    judged = [
+        {**each, "everything": all(right is not False for right in each.values())}
+        for each in agreements
+    ]
+    shares = {}
+    for name in dict.fromkeys(name for each in judged for name in each):
+        named = [each[name] for each in judged if each.get(name) is not None]
+        if named:
+            shares[name] = Share(sum(named), len(named), *wilson_interval(sum(named), len(named)))
+    return shares

@@ -12,11 +12,12 @@ FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
 # fmt: off
 LAYERS = {
-    "types": -1,  # the words that layer 0 speaks in already
-    "compat": 0, "data": 0, "schedules": 0, "layers": 0, "settings": 0,
+    "types": -2,  # the words that layer 0 speaks in already
+    "grammar": -1,
+    "compat": 0, "data": 0, "schedules": 0, "layers": 0, "settings": 0, "captions": 0,
     "__init__": 1, "journal": 1, "objective": 1, "samplers": 1, "unet": 1,
-    "vae": 1, "classifier": 1,
-    "guidance": 2, "latent": 2, "joint": 2,
+    "vae": 1, "classifier": 1, "readers": 1,
+    "guidance": 2, "latent": 2, "joint": 2, "scenes": 2,
     "checkpoints": 3,
     "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4,
     "trained": 5,

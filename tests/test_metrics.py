@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from scipy.stats import binomtest
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -22,6 +23,8 @@ from mnistlib.metrics import (
     in_batches,
     nearest,
     precision_recall,
+    prompt_accuracy,
+    wilson_interval,
 )
 from mnistlib.types import InputError
 
@@ -360,3 +363,32 @@ def test_batches_are_put_together_in_order():
     assert out.dtype == torch.float32
     assert not out.requires_grad
     assert torch.equal(out, x.bfloat16().float())
+
+
+# ---- shares --------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_matches_scipy(pair):
+    wanted = binomtest(*pair).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(*pair) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 0), (-1, 5), (6, 5)])
+def test_no_share_without_trials(right, of):
+    with pytest.raises(InputError, match="a share needs"):
+        wilson_interval(right, of)
+
+
+def test_prompt_accuracy_counts_what_was_named():
+    accuracy = prompt_accuracy(
+        [
+            {"digit": True, "ink": True, "paper": None, "stroke": None},
+            {"digit": True, "ink": False, "paper": None, "stroke": None},
+            {"digit": False, "ink": None, "paper": None, "stroke": True},
+            {"digit": None, "ink": None, "paper": None, "stroke": None},
+        ]
+    )
+    counts = {name: (share.right, share.of) for name, share in accuracy.items()}
+    assert counts == {"digit": (2, 3), "ink": (1, 2), "stroke": (1, 1), "everything": (2, 4)}
+    assert accuracy["ink"][2:] == wilson_interval(1, 2)

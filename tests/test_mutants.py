@@ -5,28 +5,57 @@ of the library's in a test file, and the test named must then fail. Nothing on d
 """
 
 import importlib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+import test_captions
 import torch
+from test_readers import JUDGED
 
+from mnistlib.data import Digits, mnist
+from mnistlib.grammar import Glyph
+from mnistlib.scenes import measured
 from mnistlib.schedules import cosine
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mnistlib"
 
 
 class Mutant(NamedTuple):
-    """A mistake: `old` becomes `new` in `file`; `test(*args)` of tests/test_FILE.py must fail."""
+    """A mistake: `old` becomes `new` in `file`; `test(*args)` of tests/test_FILE.py must fail.
+
+    Arguments that take time to make are given by a function.
+    """
 
     file: str
     old: str
     new: str
     test: str
-    args: tuple = ()
+    args: tuple | Callable[[], tuple] = ()
 
 
+@cache
+def painting():
+    """Return digits to paint with, measured, and as they were."""
+    images, labels, source = mnist(source="small")
+    some = Digits(images[:1000], labels[:1000], source)
+    return measured(some), some
+
+
+def pool():
+    """Return the argument of most tests of scenes."""
+    return painting()[:1]
+
+
+def digits():
+    """Return the argument of the others."""
+    return painting()[1:]
+
+
+READ = {caption: (caption, named) for caption, named in test_captions.READ}
 # fmt: off
 METRICS = [
     Mutant("metrics", "c_b.trace() - 2 * cross", "c_b.trace() - cross",
@@ -60,6 +89,10 @@ METRICS = [
            'compute_mode="use_mm_for_euclid_dist"', "test_nearest_of_images_finds_copies_exactly"),
     Mutant("metrics", "scores.argmax(1)", "scores.argmin(1)",
            "test_accuracy_counts_the_highest_scores"),
+    Mutant("metrics", "z**2 / (4 * of**2)", "z**2 / (2 * of**2)",
+           "test_wilson_interval_matches_scipy"),
+    Mutant("metrics", "right is not False", "right is True",
+           "test_prompt_accuracy_counts_what_was_named"),
 ]
 WALK = (cosine(), [900, 400, 20, 3, 0])
 SAMPLERS = [
@@ -152,8 +185,79 @@ VAE = [
     Mutant("vae", ".flatten(1).sum(1)\n    return (error", ".flatten(1).mean(1)\n    return (error",
            "test_loss_equals_the_formula", (0.05,)),
 ]
+CAPTIONS = [
+    Mutant("captions", "rank = {", "rank = {} and {",
+           "test_what_captions_name", READ["a seven with a thick stroke and a red 3"]),
+    Mutant("captions", 'sides[0] == "right"', 'sides[0] == "left"',
+           "test_what_captions_name", READ["a red three left of a white seven"]),
+    Mutant("captions", 'after.kind != "digit"', 'after.kind != "end"',
+           "test_what_captions_name", READ["the digit 7"]),
+    Mutant("captions", "key=len, reverse=True", "key=len",
+           "test_what_captions_name", READ["two digits on black"]),
+    Mutant("captions", "(?<![a-z0-9])", "(?<![0-9])",
+           "test_what_captions_name", READ["please have someone draw a lovely seven"]),
+    Mutant("captions", "and attribute in attributes", "",
+           "test_only_the_attributes_asked_for_are_named", ("ink",)),
+    Mutant("captions", "not placed and choices.chance(0.5)", "placed and choices.chance(0.5)",
+           "test_digits_without_places_come_in_either_order"),
+    Mutant("captions", "(?!one\\b)", "", "test_articles",
+           (Glyph(1), {"a one", "a 1"}, {"an one", "an 1"})),
+    Mutant("captions", "choices.chance(SHARE[attribute])", "choices.chance(0.6)",
+           "test_attributes_are_named_with_their_share"),
+]
+READERS = [
+    Mutant("readers", "2 * c.flatten(1).sum(1) / outline", "c.flatten(1).sum(1) / outline",
+           "test_stroke_width_of_a_ring_is_its_width", (2.0,)),
+    Mutant("readers", "((coverage - 0.2) / 0.6).clamp(0, 1)", "coverage",
+           "test_stroke_width_does_not_see_faint_noise"),
+    Mutant("readers", "return -covariance", "return covariance",
+           "test_shear_is_how_far_a_bar_was_pushed", (0.3,)),
+    Mutant("readers", "(c * rows.square()).sum((1, 2))", "c.sum((1, 2))",
+           "test_shear_is_the_slope_that_fits_best"),
+    Mutant("readers", " - _BY_SHAPE[digits]", "",
+           "test_slant_is_counted_from_the_shape_of_the_class"),
+    Mutant("readers", "beyond.abs() < margin", "beyond.abs() < 0",
+           "test_classes_meet_at_the_cuts"),
+    Mutant("readers", "- 15.5) * SMALL", "- 15.5)",
+           "test_small_digits_are_enlarged_and_centred", (2.0,)),
+    Mutant("readers", "(column[:, 0] + steps + 0.5)", "(column[:, 0] * 0 + steps + 8)",
+           "test_small_digits_are_enlarged_and_centred", (2.0,)),
+    Mutant("readers", "papers[:, None], torch.inf", "papers[:, None], 0.0",
+           "test_colours_are_read_in_each_combination", (lambda x: x,)),
+    Mutant("readers", ".topk(_CORE)", ".topk(_CORE, largest=False)",
+           "test_colours_are_read_in_each_combination", (lambda x: x,)),
+    Mutant("readers", "[images] if digits == 1 else halves(images)", "[images] * digits",
+           "test_each_half_is_read_by_itself"),
+    Mutant("readers", 'right.count("digit"), len(right)', "0, len(right)",
+           "test_agreement", JUDGED[9]),
+    Mutant("readers", "(read.glyphs, read.glyphs[::-1])", "(read.glyphs,)",
+           "test_agreement", JUDGED[5]),
+    Mutant("readers", "all(right) if right", "any(right) if right",
+           "test_agreement", JUDGED[8]),
+]
+SCENES = [
+    Mutant("scenes", "_UNSEEN_INKS[labels] == wanted", "_UNSEEN_INKS[labels] >= wanted",
+           "test_training_scenes_never_show_what_is_held_out", pool),
+    Mutant("scenes", "HELD_OUT_PAIRS if unseen else _SEEN_PAIRS", "_PAIRS",
+           "test_training_scenes_never_show_what_is_held_out", pool),
+    Mutant("scenes", "(unseen & ~double)", "(unseen | double)",
+           "test_training_scenes_never_show_what_is_held_out", pool),
+    Mutant("scenes", ".scatter(1, inks, 0) > 0", ".scatter(1, inks[:, :1], 0) > 0",
+           "test_training_scenes_never_show_what_is_held_out", pool),
+    Mutant("scenes", "inks - paper[:, None]", "inks + paper[:, None]",
+           "test_paint_is_paper_plus_coverage_times_the_way_to_the_ink"),
+    Mutant("scenes", "allowed.cumsum(-1) > nth", "allowed.cumsum(-1) >= nth",
+           "test_training_scenes_never_show_what_is_held_out", pool),
+    Mutant("scenes", "generator_for(seed, int(i)))", "generator_for(seed, len(indices)))",
+           "test_other_numbers_and_seeds_give_other_scenes", pool),
+    Mutant("scenes", ", antialias=True", "", "test_shrunk_digits_match_pillow", digits),
+    Mutant("scenes", "+ 1) // 2 + 10)", "+ 1) // 2 + 9)",
+           "test_shrunk_digits_match_pillow", digits),
+    Mutant("scenes", "pool.strokes[which, size]", "pool.strokes[which, 1 - size]",
+           "test_scenes_say_what_the_pool_measured", painting),
+]
 # fmt: on
-MUTANTS = METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
+MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
 
 
 def with_text_changed(mutant):
@@ -177,7 +281,8 @@ def put_in_place(module, tests, patch):
 def test_mistake_is_caught(mutant, monkeypatch):
     tests = importlib.import_module(f"test_{mutant.file}")
     test = getattr(tests, mutant.test)
-    test(*mutant.args)  # passes with the library as it is
+    args = mutant.args() if callable(mutant.args) else mutant.args
+    test(*args)  # passes with the library as it is
     put_in_place(with_text_changed(mutant), tests, monkeypatch)
     with pytest.raises(AssertionError):
-        test(*mutant.args)
+        test(*args)
