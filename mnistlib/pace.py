@@ -1,5 +1,6 @@
 """How good are samples for how many calls of the network? Every sampler, on every time grid."""
 
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ __all__ = [
     "Plan",
     "best_of",
     "curves",
+    "drawing_run",
     "final_run",
     "final_table",
     "pace_run",
@@ -142,6 +144,24 @@ def final_table(rows: list[dict[str, Any]]) -> str:
         floor, share = r["times_floor"], r["frechet"] / reference
         lines.append(f"{who:52}{floor:6.1f} x the floor, {share:.2f} x the reference")
     return "\n".join(lines)
+
+
+def drawing_run(scale: float, seed: int) -> dict[str, Any]:
+    """Seconds in which the shipped ``latent`` draws 64 digits and decodes them, on two threads.
+
+    The weights are loaded and the network is warm when the clock starts; the fastest of three.
+    """
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    trained = recipes.find("latent")
+    trained.model.to(memory_format=torch.channels_last)
+    for _ in range(4):  # the first is for warming up
+        start = time.perf_counter()
+        recipes.sample(trained, range(64), 25, seed=seed, scale=scale)
+        found.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    result = {"scale": scale, "digits": 64, "steps": 25, "fastest": round(min(found[1:]), 2)}
+    return result | {"weights": trained.record["sha256"]}
 
 
 def curves(rows: list[dict[str, Any]]) -> Figure:

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,3 +197,17 @@ def test_benchmark_runs_both_and_shows_them(tmp_path, monkeypatch, capsys):
     assert asked == ["sampling", "sampling_final"]
     assert "heun, log_snr" in capsys.readouterr().out
     assert (tmp_path / "runs/sampling/sampling.png").stat().st_size > 1000
+
+
+def test_drawing_is_timed_warm_and_gives_the_threads_back(monkeypatch):
+    """The shortest of three drawings after the first, by a clock that is told."""
+    trained = SimpleNamespace(model=torch.nn.Identity(), record={"sha256": "x"})
+    ticks = iter([0, 9, 10, 14, 20, 23, 30, 35])  # 9 s to warm up, then 4, 3 and 5
+    asked, threads = [], torch.get_num_threads()
+    monkeypatch.setattr(pace.recipes, "find", lambda name: trained)
+    monkeypatch.setattr(pace.recipes, "sample", lambda *a, **k: asked.append(k["scale"]))
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(ticks))
+    row = pace.drawing_run(1.5, 0)
+    assert row["fastest"] == 3
+    assert asked == [1.5] * 4
+    assert torch.get_num_threads() == threads
