@@ -12,7 +12,8 @@ FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
 # fmt: off
 LAYERS = {
-    "types": -1,  # the words that layer 0 speaks in already
+    "types": -2,  # the words that layer 0 speaks in already
+    "attention": -1,  # what bricks are made of
     "compat": 0, "data": 0, "schedules": 0, "layers": 0, "settings": 0,
     "__init__": 1, "journal": 1, "objective": 1, "samplers": 1, "unet": 1,
     "vae": 1, "classifier": 1,
