@@ -102,7 +102,7 @@ class AdditiveBlock(ResidualBlock):
 def resampling(block: ResidualBlock, resize: nn.Module) -> ResidualBlock:
     """Make a residual block change the size: behind its first norm and SiLU, and in its shortcut.
 
-    Dhariwal & Nichol 2021, section 3 (after BigGAN).
+    Dhariwal & Nichol 2021, section 3.
 
     Args:
         block: changed in place, and returned.

@@ -189,6 +189,12 @@ class UNet(nn.Module):
         vector = cond.vector
         if vector is None and self.label is not None:
             vector = self.label(torch.full_like(t, self.null, dtype=torch.int64))
+        for told in (vector, cond.tokens):
+            if told is not None and len(told) not in (1, len(t)):
+                raise InputError(
+                    f"a condition of {len(told)} rows cannot tell {len(t)} images; give a row for "
+                    "each, or one for all"
+                )
         self._check_told(vector, cond.tokens, cond.mask)
         time = None if self.time is None else self.time(t)
         time = time if vector is None else time + vector
@@ -207,29 +213,36 @@ class UNet(nn.Module):
             )
 
     def _check_told(self, vector: Tensor | None, tokens: Tensor | None, mask: Tensor | None):
-        c = self.config
-        wide = 0 if self.time is None else c.time_dim
+        wide, context_dim = (
+            (0 if self.time is None else self.config.time_dim),
+            self.config.context_dim,
+        )
         if vector is not None and vector.shape[-1] != wide:
             raise InputError(
                 f"the vector of this condition is {vector.shape[-1]} wide, the time that it would "
                 f"be added to {wide}; give one of the same width, or None"
             )
-        if tokens is None:
-            if c.context_dim:
-                raise InputError(
-                    "this UNet reads words: give it a condition with tokens; those of the empty "
-                    "prompt say nothing"
-                )
-            return
-        if tokens.ndim != 3 or tokens.shape[-1] != c.context_dim:
+        if tokens is None and context_dim:
             raise InputError(
-                f"this UNet reads tokens of width {c.context_dim} (0: none), "
-                f"got {tuple(tokens.shape)}"
+                "this UNet reads words: give it a condition with tokens; those of the empty prompt "
+                "say nothing"
             )
-        if mask is not None and (mask.shape != tokens.shape[:2] or not mask.any(dim=1).all()):
+        if tokens is not None and tokens.shape[2:] != (context_dim,):
             raise InputError(
-                f"the mask of {tuple(tokens.shape[:2])} tokens has the same shape and marks one "
-                f"token of each row at least; this one, of shape {tuple(mask.shape)}, does not"
+                f"this UNet reads tokens (B, L, {context_dim}) (0: none), got {tuple(tokens.shape)}"
+            )
+        if (
+            tokens is not None
+            and mask is not None
+            and not (
+                mask.dtype == torch.bool
+                and mask.shape == tokens.shape[:2]
+                and mask.any(dim=1).all()
+            )
+        ):
+            raise InputError(
+                f"the mask of {tuple(tokens.shape[:2])} tokens must be bool, of that shape, and "
+                f"mark one token of each row at least; got {mask.dtype}, {tuple(mask.shape)}"
             )
 
 
