@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from mnistlib.attention import Attention
 from mnistlib.types import Cond, InputError
 
-__all__ = ["TextConfig", "TextEncoder", "Tokenizer", "Tokens", "split", "vocabulary_of"]
+__all__ = [
+    "TextBlock",
+    "TextConfig",
+    "TextEncoder",
+    "Tokenizer",
+    "Tokens",
+    "split",
+    "vocabulary_of",
+]
 
 PADDING, START = 0, 1  # the words of the vocabulary are numbered from 2
 _HAN = "\u3007\u3400-\u4dbf\u4e00-\u9fff"

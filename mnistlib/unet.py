@@ -82,10 +82,7 @@ class UNetConfig:
             raise InputError("classes must not be negative, and they need time_input=True")
         self._check_attention()
         if self.time_mix not in get_args(TimeMix) or self.resampling not in get_args(Resampling):
-            raise InputError(
-                f"unknown time_mix {self.time_mix!r} or resampling {self.resampling!r}; choose one "
-                f"of {', '.join(get_args(TimeMix))} and of {', '.join(get_args(Resampling))}"
-            )
+            raise InputError("time_mix must be film or add, and resampling plain or residual")
         if self.time_mix == "add" and not self.time_input:
             raise InputError("time_mix=add needs time_input=True")
 
@@ -162,7 +159,7 @@ class UNet(nn.Module):
                 a condition that this network cannot be told.
         """
         self._check(x)
-        time, words = self._told(t, cond or Cond())
+        time, words = self._told(t, cond or Cond())  # no words, but for a network that reads
         h, skips = self.conv_in(x), []
         for level, blocks in enumerate(self.down):
             for residual, attend in blocks:
@@ -186,19 +183,13 @@ class UNet(nn.Module):
 
         A network that reads none gets none: ``SelfAttention`` takes the image alone.
         """
-        vector = cond.vector
+        vector, tokens, mask = cond
         if vector is None and self.label is not None:
             vector = self.label(torch.full_like(t, self.null, dtype=torch.int64))
-        for told in (vector, cond.tokens):
-            if told is not None and len(told) not in (1, len(t)):
-                raise InputError(
-                    f"a condition of {len(told)} rows cannot tell {len(t)} images; give a row for "
-                    "each, or one for all"
-                )
-        self._check_told(vector, cond.tokens, cond.mask)
+        self._check_told(len(t), vector, tokens, mask)
         time = None if self.time is None else self.time(t)
         time = time if vector is None else time + vector
-        return time, () if cond.tokens is None else (cond.tokens, cond.mask)
+        return time, () if tokens is None else (tokens, mask)
 
     def _check(self, x: Tensor) -> None:
         factor = 2 ** (len(self.config.widths) - 1)
@@ -212,37 +203,29 @@ class UNet(nn.Module):
                 f"this UNet reads images of {self.config.in_channels} channels, got {x.shape[1]}"
             )
 
-    def _check_told(self, vector: Tensor | None, tokens: Tensor | None, mask: Tensor | None):
-        wide, context_dim = (
-            (0 if self.time is None else self.config.time_dim),
-            self.config.context_dim,
-        )
-        if vector is not None and vector.shape[-1] != wide:
+    def _check_told(self, B: int, vector: Tensor | None, tokens: Tensor | None, mask):
+        wide, width = (0 if self.time is None else self.config.time_dim), self.config.context_dim
+        if vector is not None and vector.shape not in ((1, wide), (B, wide)):
             raise InputError(
-                f"the vector of this condition is {vector.shape[-1]} wide, the time that it would "
-                f"be added to {wide}; give one of the same width, or None"
+                f"a vector of shape {tuple(vector.shape)} cannot be told; give one row, or {B}, "
+                f"as wide as the time embedding: {wide}"
             )
-        if tokens is None and context_dim:
+        if tokens is None and width:
+            raise InputError("this UNet reads words; give it tokens, if only of the empty prompt")
+        if tokens is None:
+            return
+        B, L = 1 if len(tokens) == 1 else B, tokens.shape[1]
+        if not width or tokens.shape != (B, L, width):
             raise InputError(
-                "this UNet reads words: give it a condition with tokens; those of the empty prompt "
-                "say nothing"
+                f"tokens of shape {tuple(tokens.shape)} cannot be read; give one row, or {B}, of "
+                f"width {width} (0: this UNet reads none)"
             )
-        if tokens is not None and tokens.shape[2:] != (context_dim,):
-            raise InputError(
-                f"this UNet reads tokens (B, L, {context_dim}) (0: none), got {tuple(tokens.shape)}"
-            )
-        if (
-            tokens is not None
-            and mask is not None
-            and not (
-                mask.dtype == torch.bool
-                and mask.shape == tokens.shape[:2]
-                and mask.any(dim=1).all()
-            )
+        if mask is not None and not (
+            mask.dtype == torch.bool and mask.shape == (B, L) and mask.any(dim=1).all()
         ):
             raise InputError(
-                f"the mask of {tuple(tokens.shape[:2])} tokens must be bool, of that shape, and "
-                f"mark one token of each row at least; got {mask.dtype}, {tuple(mask.shape)}"
+                f"a mask of {(B, L)} tokens must be bool, of that shape, and mark one token of "
+                f"each row at least; got {mask.dtype}, {tuple(mask.shape)}"
             )
 
 

@@ -170,7 +170,7 @@ ATTENTION = [
     Mutant("attention", "self.norm2(x), words, mask)", "self.norm2(x), words)",
            "test_a_masked_token_is_never_seen", ("block",)),
     Mutant("attention", "unflatten(2, (self.heads, -1))", "unflatten(2, (-1, self.heads))",
-           "test_both_kinds_match_torchs_layer", (4,)),
+           "test_cross_attention_matches_torch", (2, None)),
     Mutant("attention", "found.transpose(1, 2).flatten(2)", "found.flatten(1, 2).view(x.shape)",
            "test_both_kinds_match_torchs_layer", (4,)),
     Mutant("attention", "value * F.gelu(gate)", "gate * F.gelu(value)",
@@ -195,7 +195,7 @@ LAYERS = [
 ]
 UNET = [
     Mutant("unet", "time + vector", "time", "test_vector_and_words_are_both_heard"),
-    Mutant("unet", "(cond.tokens, cond.mask)", "(cond.tokens, None)",
+    Mutant("unet", "else (tokens, mask)", "else (tokens, None)",
            "test_a_masked_word_never_changes_the_answer"),
     Mutant("unet", "channels // c.head_width if", "c.head_width if",
            "test_each_option_does_what_it_says"),

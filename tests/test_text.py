@@ -104,7 +104,7 @@ def test_unknown_words_are_named_with_their_neighbours_and_left_out():
     ("prompt", "message"),
     [
         ("sevn", "the prompt 'sevn' holds no word that this model knows; did you mean seven?"),
-        ("greem ons", r"holds no word .* did you mean green, three, on\?"),
+        ("greem onn", r"holds no word .* did you mean green, three, on\?"),
         ("qqq", "the prompt 'qqq' holds no word that this model knows$"),
         ("!?", "the prompt '!\\?' holds no word that this model knows$"),
     ],
