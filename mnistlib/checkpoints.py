@@ -25,6 +25,7 @@ from mnistlib.classifier import (
 from mnistlib.data import write_atomically
 from mnistlib.joint import Joint, JointConfig
 from mnistlib.settings import from_dict
+from mnistlib.text_to_image import TextToImage, TextToImageConfig
 from mnistlib.types import InputError
 from mnistlib.unet import UNet, UNetConfig
 from mnistlib.vae import Vae, VaeConfig
@@ -45,6 +46,7 @@ _MODELS: dict[str, tuple[type[nn.Module], type]] = {
     "vae": (Vae, VaeConfig),
     "noisy_classifier": (NoisyClassifier, NoisyClassifierConfig),
     "joint": (Joint, JointConfig),
+    "text_to_image": (TextToImage, TextToImageConfig),
 }
 
 

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnistlib.attention import TransformerBlock
 from mnistlib.types import InputError
 
 __all__ = [
+    "AdditiveBlock",
     "Downsample",
+    "PassThrough",
     "ResidualBlock",
     "SelfAttention",
+    "SpatialTransformer",
     "TimeEmbedding",
     "Upsample",
+    "resampling",
     "sinusoidal",
 ]
 
@@ -78,6 +83,36 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
 
+class AdditiveBlock(ResidualBlock):
+    """A residual block to whose features the time is added, between the convolutions.
+
+    As in Ho et al. 2020 and in Stable Diffusion, where FiLM scales and shifts instead.
+    """
+
+    def __init__(self, c_in: int, c_out: int, time_dim: int, dropout: float = 0.0):
+        super().__init__(c_in, c_out, None, dropout)
+        self.shift = nn.Linear(time_dim, c_out)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (B, C_in, H, W), time (B, D) -> (B, C_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x))) + self.shift(F.silu(time))[..., None, None]
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+
+
+def resampling(block: ResidualBlock, resize: nn.Module) -> ResidualBlock:
+    """Make a residual block change the size: behind its first norm and SiLU, and in its shortcut.
+
+    Dhariwal & Nichol 2021, section 3.
+
+    Args:
+        block: changed in place, and returned.
+        resize: (B, C, H, W) -> (B, C, H', W'), such as ``nn.AvgPool2d(2)``.
+    """
+    block.conv1 = nn.Sequential(resize, block.conv1)
+    block.shortcut = nn.Sequential(resize, block.shortcut)
+    return block
+
+
 class SelfAttention(nn.Module):
     """Every position looks at every other and adds what it found (Vaswani et al. 2017, eq. 1)."""
 
@@ -101,14 +136,48 @@ class SelfAttention(nn.Module):
         return x + self.out(found.reshape(B, C, H, W))
 
 
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the places of an image, each of which may look at words.
+
+    The last 1x1 convolution starts at zero, so a fresh one is the identity. Rombach et al. 2022,
+    appendix E.2.1.
+    """
+
+    def __init__(self, channels: int, heads: int, depth: int = 1, context_dim: int | None = None):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.enter = nn.Conv2d(channels, channels, 1)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, heads, context_dim) for _ in range(depth)
+        )
+        self.leave = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, words: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), words (B, S, E), mask (B, S) bool -> (B, C, H, W)."""
+        places = self.enter(self.norm(x)).flatten(2).transpose(1, 2)  # (B, L, C)
+        for block in self.blocks:
+            places = block(places, words, mask)
+        return x + self.leave(places.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class PassThrough(nn.Module):
+    """What stands where nothing attends: x comes out as it went in, and words are not heard."""
+
+    def forward(self, x: Tensor, *words: Tensor) -> Tensor:
+        return x
+
+
 class Downsample(nn.Module):
-    """Halve height and width with a strided 3x3 convolution: (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """Halve height and width with a strided 3x3 convolution: (B, C, H, W) -> (B, C, H/2, W/2).
+
+    It has no use for the time; it takes it because a residual block may stand in its place.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         return self.conv(x)
 
 
@@ -116,14 +185,15 @@ class Upsample(nn.Module):
     """Double height and width: 1x1 convolution, then repeat each pixel.
 
     (B, C_in, H, W) -> (B, C_out, 2H, 2W). The convolution comes first, where it is four times
-    cheaper; the residual block behind it smooths the blocks of repeated pixels.
+    cheaper; the residual block behind it smooths the blocks of repeated pixels. The time is taken
+    and not used, as in ``Downsample``.
     """
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
 
 

@@ -16,6 +16,8 @@ class InputError(ValueError):
 class Cond(NamedTuple):
     """What a network is told besides the image and the time; each part may be absent.
 
+    A condition of one row, B = 1, tells every image of a batch the same.
+
     Attributes:
         vector: (B, D), added to the time embedding: one thing said of the whole image.
         tokens: (B, L, D), a sequence to look things up in.

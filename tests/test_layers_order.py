@@ -13,11 +13,11 @@ FILES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 # fmt: off
 LAYERS = {
     "types": -2,  # the words that layer 0 speaks in already
-    "grammar": -1,
+    "grammar": -1, "attention": -1,  # attention: what bricks are made of
     "compat": 0, "data": 0, "schedules": 0, "layers": 0, "settings": 0, "captions": 0,
     "__init__": 1, "journal": 1, "objective": 1, "samplers": 1, "unet": 1,
-    "vae": 1, "classifier": 1, "readers": 1,
-    "guidance": 2, "latent": 2, "joint": 2, "scenes": 2,
+    "vae": 1, "classifier": 1, "readers": 1, "text": 1, "clip": 1,
+    "guidance": 2, "latent": 2, "joint": 2, "scenes": 2, "text_to_image": 2,
     "checkpoints": 3,
     "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4,
     "trained": 5,

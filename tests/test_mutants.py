@@ -18,6 +18,7 @@ from test_readers import JUDGED
 
 from mnistlib.data import Digits, mnist
 from mnistlib.grammar import Glyph
+from mnistlib.layers import ResidualBlock
 from mnistlib.scenes import measured
 from mnistlib.schedules import cosine
 
@@ -256,8 +257,82 @@ SCENES = [
     Mutant("scenes", "pool.strokes[which, size]", "pool.strokes[which, 1 - size]",
            "test_scenes_say_what_the_pool_measured", painting),
 ]
+ATTENTION = [
+    Mutant("attention", "nn.Softmax(dim=-1)", "nn.Softmax(dim=-2)",
+           "test_cross_attention_matches_torch", (2, None)),
+    Mutant("attention", "nn.Softmax(dim=-1)", "nn.Softmax(dim=-2)",
+           "test_the_answer_of_a_query_does_not_depend_on_the_others"),
+    Mutant("attention", " / math.sqrt(q.shape[-1])", "",
+           "test_cross_attention_matches_torch", (2, None)),
+    Mutant("attention", "math.sqrt(q.shape[-1])", "math.sqrt(x.shape[-1])",
+           "test_both_kinds_match_torchs_layer", (2,)),
+    Mutant("attention", "if mask is not None:", "if False:",
+           "test_a_masked_token_is_never_seen", ("attention",)),
+    Mutant("attention", "~mask[:, None, None, :]", "mask[:, None, None, :]",
+           "test_both_kinds_match_torchs_layer", (4,)),
+    Mutant("attention", "-math.inf", "0.0", "test_a_masked_token_is_never_seen", ("attention",)),
+    Mutant("attention", "self.norm2(x), words, mask)", "self.norm2(x), words)",
+           "test_a_masked_token_is_never_seen", ("block",)),
+    Mutant("attention", "unflatten(2, (self.heads, -1))", "unflatten(2, (-1, self.heads))",
+           "test_cross_attention_matches_torch", (2, None)),
+    Mutant("attention", "found.transpose(1, 2).flatten(2)", "found.flatten(1, 2).view(x.shape)",
+           "test_both_kinds_match_torchs_layer", (4,)),
+    Mutant("attention", "value * F.gelu(gate)", "gate * F.gelu(value)",
+           "test_gated_feed_forward_equals_the_formula"),
+    Mutant("attention", "self.look(self.norm1(x))", "self.look(x)",
+           "test_block_matches_diffusers", (None,)),
+    Mutant("attention", "finally:\n        for hook in hooks:\n            hook.remove()",
+           "finally:\n        pass", "test_watching_changes_nothing_and_leaves_nothing"),
+    Mutant("attention", "maps.__setitem__(name, weights.detach())",
+           "None if name in maps else maps.__setitem__(name, weights.detach())",
+           "test_attention_maps_hold_the_latest_call"),
+]
+LAYERS = [
+    Mutant("layers", "places.transpose(1, 2).unflatten(2, x.shape[2:])", "places.reshape(x.shape)",
+           "test_spatial_transformer_matches_diffusers", (1, None)),
+    Mutant("layers", "return x + self.leave(", "return self.leave(",
+           "test_fresh_spatial_transformer_is_the_identity"),
+    Mutant("layers", "block(places, words, mask)", "block(places, words)",
+           "test_spatial_transformer_matches_diffusers", (1, 12)),
+    Mutant("layers", "nn.Sequential(resize, block.conv1)", "nn.Sequential(block.conv1, resize)",
+           "test_residual_blocks_match_diffusers", (ResidualBlock, 16, 24, "down")),
+]
+UNET = [
+    Mutant("unet", "time + vector", "time", "test_vector_and_words_are_both_heard"),
+    Mutant("unet", "else (tokens, mask)", "else (tokens, None)",
+           "test_a_masked_word_never_changes_the_answer"),
+    Mutant("unet", "channels // c.head_width if", "c.head_width if",
+           "test_each_option_does_what_it_says"),
+    Mutant("unet", "if vector is None and self.label is not None", "if False",
+           "test_a_class_and_words_can_be_told_together"),
+]
+TEXT = [
+    Mutant("text", "+ self.position", "+ self.position.roll(1, 0)",
+           "test_encoder_matches_torchs_layers"),
+    Mutant("text", "self.word(ids) + self.position", "self.word(ids)",
+           "test_each_word_and_its_place_matter"),
+    Mutant("text", "(x), mask=mask)\n        return x +", "(x))\n        return x +",
+           "test_padding_never_changes_what_is_said"),
+    Mutant("text", "vector=x[:, 0]", "vector=x[:, -1]", "test_encoder_matches_torchs_layers"),
+    Mutant("text", "vector=x[:, 0]", "vector=x.mean(1)", "test_padding_never_changes_what_is_said"),
+    Mutant("text", "enumerate(vocabulary, START + 1)", "enumerate(vocabulary, START)",
+           "test_tokens_are_start_words_padding"),
+    Mutant("text", "ids[i, 1 : 1 + len(row)] = torch.tensor([self._ids[word] for word in row])",
+           "ids[i, 1 : 1 + len(row)] = torch.tensor([self._ids[word] for word in row[::-1]])",
+           "test_tokens_are_start_words_padding"),
+    Mutant("text", "ids != PADDING", "ids > START", "test_tokens_are_start_words_padding"),
+    Mutant("text", ".casefold()", "", "test_split",
+           ("  A Red\tSEVEN,\non blue. ", ["a", "red", "seven", "on", "blue"])),
+]
+TEXT_TO_IMAGE = [
+    Mutant("text_to_image", "self.pooled(said.vector)", "self.pooled(said.vector.flip(0))",
+           "test_prompts_change_their_own_image", ("vector",)),
+    Mutant("text_to_image", 'self.of_prompts([""])', 'self.of_prompts(["a"])',
+           "test_without_a_condition_the_empty_prompt_is_told", ("both",)),
+]
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
+MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE
 
 
 def with_text_changed(mutant):

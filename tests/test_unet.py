@@ -1,7 +1,7 @@
 """The network and its bricks: formulas, shapes, what each setting does, refusals."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,16 +10,20 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from mnistlib.attention import Attention, TransformerBlock
 from mnistlib.layers import (
+    AdditiveBlock,
     Downsample,
     ResidualBlock,
     SelfAttention,
+    SpatialTransformer,
     TimeEmbedding,
     Upsample,
     sinusoidal,
 )
 from mnistlib.recipes import RECIPES
-from mnistlib.types import InputError
+from mnistlib.settings import from_dict
+from mnistlib.types import Cond, InputError
 from mnistlib.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16)
@@ -369,7 +373,200 @@ def test_a_network_without_classes_has_no_embedding():
     assert not any("label" in name for name in UNet(SMALL).state_dict())
 
 
+# ---- words, and the other options of a latent UNet ------------------------------------------
+
+READING = replace(SMALL, depth=1, context_dim=6, attention=(0, 1))
+WORDS = numbers(2, 5, 6, seed=3)
+HEARD = torch.tensor([[True, True, False, False, False], [True, True, True, True, False]])
+
+
+def read(network, x, cond):
+    """Return the answers of a network that is told a condition."""
+    with torch.no_grad():
+        return network(x, torch.full((len(x),), 50), cond)
+
+
+def test_words_change_the_answer_of_their_own_image():
+    network, x = alive(UNet(READING)), numbers(2, 1, 8, 8)
+    before, other = read(network, x, Cond(tokens=WORDS, mask=HEARD)), WORDS.clone()
+    other[1, 2] += 1
+    after = read(network, x, Cond(tokens=other, mask=HEARD))
+    assert torch.equal(after[0], before[0])
+    assert not torch.allclose(after[1], before[1], atol=1e-2)
+
+
+def test_a_masked_word_never_changes_the_answer():
+    network, x = alive(UNet(READING)), numbers(2, 1, 8, 8)
+    before = read(network, x, Cond(tokens=WORDS, mask=HEARD))
+    other = torch.where(HEARD[..., None], WORDS, 10.0)
+    assert torch.equal(read(network, x, Cond(tokens=other, mask=HEARD)), before)
+    assert not torch.equal(read(network, x, Cond(tokens=other)), before), "no mask hides nothing"
+
+
+def test_no_mask_means_every_word():
+    network, x = alive(UNet(READING)), numbers(2, 1, 8, 8)
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    found = read(network, x, Cond(tokens=WORDS))
+    assert torch.equal(found, read(network, x, Cond(tokens=WORDS, mask=everything)))
+
+
+def test_vector_and_words_are_both_heard():
+    network, x, vector = alive(UNet(READING)), numbers(2, 1, 8, 8), numbers(2, 16, seed=4)
+    plain = read(network, x, Cond(tokens=WORDS))
+    assert not torch.allclose(read(network, x, Cond(vector, WORDS)), plain, atol=1e-2)
+    later = network.time(torch.tensor([900])) - network.time(torch.tensor([50]))
+    with torch.no_grad():  # a vector speaks as the time does
+        expected = network(x, torch.full((2,), 900), Cond(tokens=WORDS))
+        torch.testing.assert_close(
+            read(network, x, Cond(later, WORDS)), expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_one_row_of_a_condition_serves_all_images():
+    network, x = alive(UNet(READING)), numbers(2, 1, 8, 8)
+    one = Cond(numbers(1, 16, seed=4), WORDS[:1], HEARD[:1])
+    each = Cond(*(part.repeat_interleave(2, 0) for part in one))
+    torch.testing.assert_close(read(network, x, one), read(network, x, each), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_and_words_can_be_told_together():
+    """Where no class is told, it is "no label", as without words."""
+    network, x = alive(UNet(replace(READING, classes=3))), numbers(2, 1, 8, 8)
+    nobody, somebody = (network.of_class(torch.full((2,), k)).vector for k in (3, 1))
+    silent = read(network, x, Cond(tokens=WORDS))
+    assert torch.equal(silent, read(network, x, Cond(nobody, WORDS)))
+    assert not torch.allclose(silent, read(network, x, Cond(somebody, WORDS)), atol=1e-2)
+
+
+OPTIONS = {
+    "self-attention in a transformer": {"depth": 1},
+    "cross-attention": {"depth": 1, "context_dim": 6},
+    "two blocks": {"depth": 2, "context_dim": 6},
+    "heads of a width": {"depth": 1, "head_width": 4},
+    "additive time": {"time_mix": "add"},
+    "residual resampling": {"resampling": "residual"},
+    "all": {
+        "depth": 1,
+        "context_dim": 6,
+        "head_width": 8,
+        "time_mix": "add",
+        "resampling": "residual",
+        "blocks": 2,
+        "dropout": 0.1,
+    },
+}
+every_option = pytest.mark.parametrize("name", OPTIONS)
+
+
+def with_option(name):
+    """Return a network that has an option, and what it may be told."""
+    config = replace(SMALL, **OPTIONS[name])
+    return UNet(config), Cond(tokens=WORDS, mask=HEARD) if config.context_dim else None
+
+
+@every_option
+def test_options_give_networks_that_work(name):
+    network, cond = with_option(name)
+    x, t = numbers(2, 1, 8, 12), torch.tensor([1, 1000])
+    assert (network(x, t, cond) == 0).all(), "a fresh network answers zero"
+    alive(network).train()
+    out = network(x, t, cond)
+    assert out.shape == x.shape
+    (out * numbers(2, 1, 8, 12, seed=1)).sum().backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+    network.eval()
+    both = network(x, t, cond)
+    other_time = network(x, t.flip(0), cond)
+    assert not torch.allclose(both, other_time, atol=1e-2)
+
+
+def test_each_option_does_what_it_says():
+    blocks = all_of(SpatialTransformer, UNet(replace(READING, depth=3, blocks=2)))
+    assert len(blocks) == 2 * 2 * 2 + 1
+    assert {len(part.blocks) for part in blocks} == {3}
+    assert all_of(SelfAttention, UNet(READING)) == []
+
+    silent = all_of(TransformerBlock, UNet(replace(READING, context_dim=0)))
+    assert {part.read for part in silent} == {None}
+    reading = all_of(TransformerBlock, UNet(READING))
+    assert {part.read.k.in_features for part in reading} == {6}
+
+    for depth in (0, 1):  # heads of four channels: two at the fine level, four at the coarse
+        network = UNet(replace(READING, depth=depth, context_dim=0, head_width=4))
+        kind = Attention if depth else SelfAttention
+        found = [{part.heads for part in all_of(kind, level)} for level in network.down]
+        assert found == [{2}, {4}]
+
+    added = UNet(replace(SMALL, time_mix="add", resampling="residual"))
+    assert {type(part) for part in all_of(ResidualBlock, added)} == {AdditiveBlock}
+    plain = UNet(replace(SMALL, resampling="residual"))
+    assert {type(part) for part in all_of(ResidualBlock, plain)} == {ResidualBlock}
+    for network in (added, plain):
+        assert all_of(Downsample, network) == all_of(Upsample, network) == []
+        assert len(all_of(nn.AvgPool2d, network)) == len(all_of(nn.Upsample, network)) == 1
+        assert len(all_of(ResidualBlock, network)) == 5 + 2, "two of them change the size"
+
+
+def test_time_reaches_residual_resampling():
+    for mix in ("film", "add"):
+        network = alive(UNet(replace(SMALL, resampling="residual", time_mix=mix)))
+        h, early, late = numbers(1, 8, 4, 4), *network.time(torch.tensor([10, 900])).split(1)
+        down = network.downsample[0]
+        assert not torch.allclose(down(h, early), down(h, late), atol=1e-2)
+
+
+def test_older_checkpoints_lack_the_options_and_mean_the_defaults():
+    values = asdict(SMALL)
+    for name in ("head_width", "depth", "context_dim", "time_mix", "resampling"):
+        del values[name]
+    assert from_dict(UNetConfig, values) == SMALL
+
+
+def test_latent_network_for_text_costs_at_most_0_15_gflop():
+    """Counted by torch, and the words' share by hand: it is small where words are few."""
+    config = UNetConfig(
+        in_channels=4, out_channels=4, widths=(64, 128), attention=(0, 1), depth=1, context_dim=128
+    )
+    network = UNet(config).eval()
+    flops = []
+    for words in (16, 17):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            cond = Cond(tokens=torch.zeros(1, words, 128))
+            network(torch.zeros(1, 4, 8, 8), torch.ones(1), cond)
+        flops.append(counter.get_total_flops())
+    assert 0.05e9 < flops[0] <= 0.15e9
+    # a word more: its key and value, and one product with each place in either of two uses
+    per_layer = [(64, 64), (128, 16), (128, 16), (64, 64), (128, 16)]
+    by_hand = sum(2 * (2 * 128 * width + 2 * places * width) for width, places in per_layer)
+    assert flops[1] - flops[0] == by_hand
+
+
 # ---- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "cond", "message"),
+    [
+        ({}, None, "this UNet reads words; give it tokens"),
+        ({}, Cond(vector=numbers(2, 16)), "this UNet reads words"),
+        ({}, Cond(tokens=numbers(2, 5, 7)), r"shape \(2, 5, 7\) cannot be read; .* width 6"),
+        ({}, Cond(tokens=numbers(2, 6)), r"shape \(2, 6\) cannot be read"),
+        ({}, Cond(tokens=numbers(3, 5, 6)), "give one row, or 2, of width 6"),
+        ({}, Cond(numbers(2, 9), WORDS), r"vector of shape \(2, 9\) .* time embedding: 16"),
+        ({}, Cond(numbers(3, 16), WORDS), "give one row, or 2, as wide as"),
+        ({}, Cond(tokens=WORDS, mask=HEARD[:, :4]), r"a mask of \(2, 5\) .* torch.bool, \(2, 4\)"),
+        ({}, Cond(tokens=WORDS, mask=HEARD & ~HEARD[:1]), "mark one token of each row at least"),
+        ({}, Cond(tokens=WORDS, mask=HEARD.float()), "must be bool, .* got torch.float32"),
+        ({"context_dim": 0}, Cond(tokens=WORDS), r"width 0 \(0: this UNet reads none\)"),
+        ({"time_input": False}, Cond(numbers(2, 16), WORDS), "time embedding: 0"),
+    ],
+)
+def test_conditions_that_cannot_be_told_are_refused(changes, cond, message):
+    network, x = UNet(replace(READING, **changes)), numbers(2, 1, 8, 8)
+    with pytest.raises(InputError, match=message) as error:
+        network(x, torch.ones(2), cond)
+    assert "\n" not in str(error.value)
 
 
 def test_labels_that_are_not_classes_are_refused():
@@ -395,6 +592,15 @@ def test_another_number_of_channels_is_refused():
         ({"classes": -1}, "must not be negative"),
         ({"classes": 10, "time_input": False}, "need time_input=True"),
         ({"heads": 3}, "16 channels do not divide into 3 heads"),
+        ({"heads": 3, "depth": 1}, "16 does not divide into 3 heads"),
+        ({"head_width": 5}, "16 channels do not divide into heads of 5"),
+        ({"head_width": -4}, "must not be negative"),
+        ({"depth": -1}, "must not be negative"),
+        ({"context_dim": 6}, "needs depth of 1 or more, and an attention level"),
+        ({"context_dim": 6, "depth": 1, "attention": ()}, "and an attention level"),
+        ({"time_mix": "mix"}, "time_mix must be film or add"),
+        ({"resampling": "none"}, "resampling plain or residual"),
+        ({"time_mix": "add", "time_input": False}, "time_mix=add needs time_input=True"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
