@@ -21,13 +21,13 @@ def measure_scale(vae: Vae, images: Tensor) -> None:
     appendix G, where nothing is shifted): a channel that the autoencoder left unused hardly varies,
     and a scale of its own would blow its remains up to something that has to be learned.
     """
-    means = _means(vae, images, 500).transpose(0, 1).flatten(1)  # (Z, N h w)
+    means = _means(vae, images, 100).transpose(0, 1).flatten(1)  # (Z, N h w)
     vae.shift.copy_(means.mean(1).view(-1, 1, 1))
     vae.scale.fill_(1 / means.var(1, correction=0).mean().sqrt())
 
 
 @torch.no_grad()
-def encode(vae: Vae, images: Tensor, batch_size: int = 500) -> Tensor:
+def encode(vae: Vae, images: Tensor, batch_size: int = 100) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] -> their latents (N, Z, h, w), on the CPU.
 
     The posterior's mean is taken, not a draw: its noise is what the decoder forgives, and the
@@ -37,7 +37,7 @@ def encode(vae: Vae, images: Tensor, batch_size: int = 500) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae: Vae, latents: Tensor, batch_size: int = 500) -> Tensor:
+def decode(vae: Vae, latents: Tensor, batch_size: int = 100) -> Tensor:
     """Latents (N, Z, h, w) -> images (N, C, H, W) clipped to [-1, 1], on the CPU."""
     parts = latents.to(vae.scale.device).split(batch_size)
     return torch.cat([vae.decode(z / vae.scale + vae.shift).clamp(-1, 1).cpu() for z in parts])

@@ -35,9 +35,12 @@ Statistics = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def in_batches(
-    f: Callable[[Tensor], Tensor], x: Tensor, device: torch.device | str = "cpu", size: int = 500
+    f: Callable[[Tensor], Tensor], x: Tensor, device: torch.device | str = "cpu", size: int = 100
 ) -> Tensor:
-    """``f`` of all of x, computed ``size`` at a time on ``device``; the result is on the CPU."""
+    """``f`` of all of x, computed ``size`` at a time on ``device``; the result is on the CPU.
+
+    A hundred images stay in the cache of a CPU; five hundred take half as long again per image.
+    """
     return torch.cat([f(part.to(device)).float().cpu() for part in x.split(size)])
 
 

@@ -61,11 +61,11 @@ _LATENT = LatentSettings(
 )
 
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)
-_TINY = UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16)
+_TINY = UNetConfig(widths=(8, 8, 16), attention=(2,), heads=2, time_dim=16)
 _TINY_LATENT = replace(_TINY, in_channels=4, out_channels=4, classes=10)
 _TINY_CLASSIFIER = NoisyClassifierConfig(widths=(8, 16), time_dim=16)
 _SMOKE = DiffusionSettings(
-    model=_TINY, train=_QUICK, batch_size=32, judged=64, judge_steps=5, held_out=20
+    model=_TINY, train=_QUICK, batch_size=16, judged=64, judge_steps=5, held_out=20
 )
 _SMOKE_LATENT = LatentSettings(**(_fields_of(_SMOKE) | {"model": _TINY_LATENT}))
 

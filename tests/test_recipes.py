@@ -159,7 +159,7 @@ def test_a_training_can_start_from_the_weights_of_another(world, weights):
 
 
 def test_weights_of_another_network_start_nothing(world, weights):
-    settings = recipes.settings_of("ddpm", "smoke", {"widths": "8,24"})
+    settings = recipes.settings_of("ddpm", "smoke", {"widths": "8,8,24"})
     with pytest.raises(InputError, match="holds another network"):
         next(
             recipes.train(
@@ -548,7 +548,7 @@ def test_settings_that_depend_on_each_other_change_together():
         ("time_input", "1", "give a bool"),
         ("predicts", "noise", "choose one of eps, x0, v"),
         ("decay", "linear", "choose one of constant, cosine"),
-        ("attention", "9", "must lie in 0..1"),
+        ("attention", "9", "must lie in 0..2"),
         ("judge_steps", "1001", "steps must be between 1 and 1000"),
         ("judged", "1", "judged must be at least 2"),
     ],
@@ -560,9 +560,9 @@ def test_unusable_setting(key, text, reason):
 
 
 def test_words_that_two_groups_share_are_told_apart():
-    changes = {"widths": "4,8", "classifier.widths": "8,24", "classifier_weight": "0.5"}
+    changes = {"widths": "4,8,8", "classifier.widths": "8,24", "classifier_weight": "0.5"}
     found = recipes.settings_of("joint", "smoke", changes)
-    assert found.model.widths == (4, 8)
+    assert found.model.widths == (4, 8, 8)
     assert found.classifier.widths == (8, 24)
     assert found.classifier_weight == 0.5
     assert flat(found)["classifier.widths"] == (8, 24)
