@@ -171,6 +171,7 @@ def test_killed_training_is_resumed(done, world):
         time.sleep(random.random() / 10)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
+    time.sleep(1.1)  # TensorBoard reads a folder's files in the order of the seconds they began in
     assert done(*args, "--out", "killed", "--resume")["frechet"] > 0
     done(*args, "--out", "whole")
     killed, whole = (recipes.load(f"{out}/ddpm.safetensors") for out in ("killed", "whole"))
