@@ -56,7 +56,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run was cut.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME by default.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Start from the weights of this checkpoint.")
+        Path | None, typer.Option(help="Start from these weights; ddpm_class from ddpm's too.")
     ] = None,
     every: Annotated[
         int, typer.Option("--validate-every", min=1, help="Steps between two measurements.")

@@ -20,8 +20,7 @@ __all__ = [
     "Glyph",
     "Language",
     "Scene",
-    "all_words",
-    "words",
+    "texts",
 ]
 
 COLOURS = ("black", "white", "red", "orange", "yellow", "green", "blue", "purple")
@@ -249,15 +248,9 @@ CHINESE = Language(
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}
 
 
-def words(caption: str) -> list[str]:
-    """The words of a caption: English ones in lower case, single numerals, Chinese characters."""
-    return re.findall(r"[a-z]+|[0-9]|[\u4e00-\u9fff]", caption.lower())
-
-
-def all_words() -> list[str]:
-    """Every word that a caption of the grammar can hold, sorted."""
-    tables = [value for lang in LANGUAGES.values() for value in astuple(lang)]
-    return sorted({word for text in _texts(tables) for word in words(text)})
+def texts() -> Iterator[str]:
+    """All words and templates of both languages, for ``text.vocabulary_of``."""
+    return _texts([astuple(language) for language in LANGUAGES.values()])
 
 
 def _texts(thing: Any) -> Iterator[str]:

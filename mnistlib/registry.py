@@ -59,6 +59,7 @@ _LATENT = LatentSettings(
     judge_steps=25,
     snapshots=(1000, 2000, 4000, 8000),
 )
+_JOINT = JointSettings(**_fields_of(_LATENT))
 
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)
 _TINY = UNetConfig(widths=(8, 8, 16), attention=(2,), heads=2, time_dim=16)
@@ -122,7 +123,7 @@ RECIPES: dict[str, Recipe] = {
         judge=jobs.judge_classifier,
     ),
     "joint": Recipe(
-        full=JointSettings(**(_fields_of(_LATENT) | {"train": replace(_LATENT.train, steps=5000)})),
+        full=replace(_JOINT, train=replace(_JOINT.train, steps=5000)),
         smoke=JointSettings(**_fields_of(_SMOKE_LATENT), classifier=_TINY_CLASSIFIER),
         network=lambda s: Joint(JointConfig(s.model, s.classifier)),
         job=jobs.joint_job,

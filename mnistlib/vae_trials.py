@@ -119,11 +119,11 @@ COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float], str]] = {
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a variant, in each column the lowest and the highest of its seeds."""
-    lines = [f"{'':6}" + "".join(f"{name:>15}" for name in COLUMNS)]
+    lines = [f"{'':6}" + "".join(f"{name:>13}" for name in COLUMNS)]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         found = [row for row in rows if row["variant"] == variant]
         cells = [_range([f(row) for row in found], form) for f, form in COLUMNS.values()]
-        lines.append(f"{variant:6}" + "".join(f"{cell:>15}" for cell in cells))
+        lines.append(f"{variant:6}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -90,7 +90,8 @@ def class_row(name, does, start=None):
         f"`{name}`: {does}; {size(trained)}",
         training(trained, start),
         f"{drawn(m)}; **{m['accuracy']:.2%}** are read as asked for; guided, {guided[0]}: "
-        f"{guided[1]['accuracy']:.2%} of {guided[1]['samples']:,}",
+        f"{guided[1]['accuracy']:.2%} of {guided[1]['samples']:,}, at "
+        f"{guided[1]['times_floor']:.1f} times the floor",
     )
 
 

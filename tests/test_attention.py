@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from tiny import alive, numbers
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,20 +14,6 @@ from mnistlib.attention import Attention, GatedFeedForward, TransformerBlock, at
 from mnistlib.types import InputError
 
 MASK = torch.tensor([[True, True, True, False, False], [True, False, True, True, True]])
-
-
-def numbers(*shape, seed=0, dtype=torch.float32):
-    """Return standard normal numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def alive(module, seed=0):
-    """Move every parameter away from where it starts and switch to eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return module.eval()
 
 
 def close(found, expected):

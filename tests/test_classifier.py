@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import numbers
 
 from mnistlib.classifier import NoisyClassifier, NoisyClassifierConfig
 from mnistlib.guidance import classifier_guided
@@ -12,11 +13,6 @@ from mnistlib.schedules import cosine
 from mnistlib.types import InputError
 
 SMALL = NoisyClassifierConfig(in_channels=2, widths=(8, 16), time_dim=16, classes=3)
-
-
-def numbers(*shape, seed=0):
-    """Return standard normal float32 numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def alive(config=SMALL, seed=0):

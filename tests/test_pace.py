@@ -202,12 +202,14 @@ def test_benchmark_runs_both_and_shows_them(tmp_path, monkeypatch, capsys):
 def test_drawing_is_timed_warm_and_gives_the_threads_back(monkeypatch):
     """The shortest of three drawings after the first, by a clock that is told."""
     trained = SimpleNamespace(model=torch.nn.Identity(), record={"sha256": "x"})
-    ticks = iter([0, 9, 10, 14, 20, 23, 30, 35])  # 9 s to warm up, then 4, 3 and 5
+    ticks = iter([0, 1, 10, 14, 20, 23, 30, 35])  # 1 s, not counted, then 4, 3 and 5
     asked, threads = [], torch.get_num_threads()
     monkeypatch.setattr(pace.recipes, "find", lambda name: trained)
-    monkeypatch.setattr(pace.recipes, "sample", lambda *a, **k: asked.append(k["scale"]))
+    monkeypatch.setattr(
+        pace.recipes, "sample", lambda *a, **k: asked.append((k["scale"], torch.get_num_threads()))
+    )
     monkeypatch.setattr(pace.time, "perf_counter", lambda: next(ticks))
     row = pace.drawing_run(1.5, 0)
     assert row["fastest"] == 3
-    assert asked == [1.5] * 4
+    assert asked == [(1.5, 2)] * 4
     assert torch.get_num_threads() == threads

@@ -158,15 +158,24 @@ def test_a_training_can_start_from_the_weights_of_another(world, weights):
     assert "started_from" not in first.record
 
 
-def test_weights_of_another_network_start_nothing(world, weights):
-    settings = recipes.settings_of("ddpm", "smoke", {"widths": "8,8,24"})
+@pytest.mark.parametrize(
+    ("name", "changes", "before"),
+    [
+        ("ddpm", {"widths": "8,8,24"}, "ddpm"),
+        ("ddpm_class", {"widths": "8,8,24"}, "ddpm"),
+        ("ddpm", {}, "ddpm_class"),  # what knows classes does not become one that knows none
+        ("vae", {}, "ddpm"),
+    ],
+)
+def test_weights_of_another_network_start_nothing(world, weights, name, changes, before):
+    settings = recipes.settings_of(name, "smoke", changes)
     with pytest.raises(InputError, match="holds another network"):
         next(
             recipes.train(
-                "ddpm",
+                name,
                 settings,
                 profile="smoke",
-                init=weights / "ddpm.safetensors",
+                init=weights / f"{before}.safetensors",
                 out=world / "second",
             )
         )

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from tiny import alive, numbers
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,20 +28,6 @@ from mnistlib.types import Cond, InputError
 from mnistlib.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(widths=(8, 16), attention=(1,), heads=2, time_dim=16)
-
-
-def numbers(*shape, seed=0):
-    """Return standard normal float32 numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def alive(module, seed=0):
-    """Move every parameter away from where it starts, zeros included, and switch to eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator))
-    return module.eval()
 
 
 def all_of(kind, module):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import numbers
 from torch.distributions import Normal, kl_divergence
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,11 +18,6 @@ from mnistlib.vae import Posterior, Vae, VaeConfig, vae_loss
 
 SMALL = VaeConfig(widths=(8, 8, 16))
 BOUND = 6.0  # standard errors
-
-
-def numbers(*shape, seed=0):
-    """Return standard normal float32 numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def alive(config, seed=0):

@@ -73,6 +73,20 @@ def write_weights(folder, trainings):
     return folder
 
 
+def numbers(*shape, seed=0, dtype=torch.float32):
+    """Return standard normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def alive(module, seed=0):
+    """Move every parameter away from where it starts, zeros included, and switch to eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    return module.eval()
+
+
 def network(seed=0, dropout=0.3):
     """Return a fresh small network with dropout."""
     torch.manual_seed(seed)
