@@ -30,7 +30,13 @@ from mnistlib.trained import (
 )
 from mnistlib.vae import Vae, vae_loss
 
-__all__ = ["LabelledBatch", "NoisyLabelledBatch", "accuracy_per_level", "fixed_batches"]
+__all__ = [
+    "LabelledBatch",
+    "NoisyLabelledBatch",
+    "accuracy_per_level",
+    "fixed_batches",
+    "held_out_loss",
+]
 
 Find = Callable[[str], Trained]
 """The earlier model of a name, see ``recipes.find``."""
@@ -212,7 +218,7 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
             f"scale {w:g}": _quality(images, trained.classes, eye) for w, images in drawn.items()
         }
     if test is not None:
-        metrics["test_loss"] = _test_loss(trained, test)
+        metrics["test_loss"] = held_out_loss(trained, test)
     return metrics
 
 
@@ -232,10 +238,10 @@ def _distance(images: Tensor, eye: Trained) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _test_loss(trained: Trained, test: Digits) -> float:
-    """The mean diffusion loss over the test digits, the noise fixed."""
-    loss, batch_at = diffusion_job(trained.settings, test, trained.vae)
-    batches = fixed_batches(batch_at, len(test.labels), trained.settings.batch_size)
+def held_out_loss(trained: Trained, unseen: Digits) -> float:
+    """The mean diffusion loss over digits that a training did not see, the noise fixed."""
+    loss, batch_at = diffusion_job(trained.settings, unseen, trained.vae)
+    batches = fixed_batches(batch_at, len(unseen.labels), trained.settings.batch_size)
     device = next(trained.model.parameters()).device
     values = [loss(trained.model, moved(batch, device)) for batch in batches]
     return float(torch.stack(values).mean())

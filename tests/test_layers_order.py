@@ -25,7 +25,7 @@ LAYERS = {
     "registry": 7,
     "recipes": 8,
     "yardsticks": 9, "pace": 9, "vae_trials": 9, "latent_trials": 9, "guidance_trials": 9,
-    "watch": 9,
+    "latent_tuning": 9, "watch": 9,
     "ablations": 10, "cli": 10,
     "__main__": 11,
 }
