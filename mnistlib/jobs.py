@@ -12,28 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnistlib import latent
+from mnistlib.configs import (
+    ClassifierSettings,
+    DiffusionSettings,
+    FeatureSettings,
+    JointSettings,
+)
 from mnistlib.data import Digits, batch_indices, generator_for, to_images
 from mnistlib.guidance import bind
 from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
 from mnistlib.objective import NoisyBatch, add_noise, diffusion_loss, drop_labels
 from mnistlib.schedules import make_schedule
 from mnistlib.train import moved
-from mnistlib.trained import (
-    ClassifierSettings,
-    DiffusionSettings,
-    FeatureSettings,
-    JointSettings,
-    Trained,
-    VaeSettings,
-    balanced_labels,
-    sample_in_batches,
-)
-from mnistlib.vae import Vae, vae_loss
+from mnistlib.trained import Trained, balanced_labels, sample_in_batches
+from mnistlib.vae import Vae
 
 __all__ = [
     "LabelledBatch",
     "NoisyLabelledBatch",
     "accuracy_per_level",
+    "distance",
     "fixed_batches",
     "held_out_loss",
 ]
@@ -49,13 +47,6 @@ class LabelledBatch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-
-
-class AutoencoderBatch(NamedTuple):
-    """Images (B, C, H, W) and the noise (B, Z, h, w) of their latents."""
-
-    images: Tensor
-    eps: Tensor
 
 
 class NoisyLabelledBatch(NamedTuple):
@@ -112,44 +103,6 @@ def judge_features(trained: Trained, digits: Digits, test: Digits | None, find: 
         metrics["floor"] = frechet_to((mean, cov), images, network)
         metrics["floor_digits"] = len(images)
     return metrics
-
-
-# ---- the autoencoder -----------------------------------------------------------------------
-
-
-def vae_job(settings: VaeSettings, digits: Digits, vae: Vae | None = None):
-    """Reconstruction: the digits themselves, through a noisy latent."""
-    indices = batch_indices(len(digits.labels), settings.batch_size)
-    side = 32 // settings.model.down
-
-    def batch_at(seed: int, step: int) -> AutoencoderBatch:
-        images = _as_pictures(digits.images[indices(seed, step)], settings.model.in_channels)
-        shape = (len(images), settings.model.latent_channels, side, side)
-        return AutoencoderBatch(images, torch.randn(shape, generator=generator_for(seed, step)))
-
-    def loss(model: Vae, batch: AutoencoderBatch) -> Tensor:
-        return vae_loss(model, *batch, settings.kl_weight)
-
-    return loss, batch_at
-
-
-def judge_vae(trained: Trained, digits: Digits, test: Digits | None, find: Find):
-    """Measure the latent scale, then how far reconstructions of the test digits lie from real."""
-    model, channels = trained.model, trained.settings.model.in_channels
-    latent.measure_scale(model, _as_pictures(digits.images, channels))
-    images = _as_pictures((test or digits).images, channels)
-    back = latent.decode(model, latent.encode(model, images))
-    grey = back.mean(1, keepdim=True)
-    return _distance(grey, find("digit_features")) | {
-        "images": len(images),
-        "squared_error": float((back - images).square().mean()),
-        "scale": round(float(model.scale.mean()), 4),
-        "shift": [round(float(s), 4) for s in model.shift.flatten()],
-    }
-
-
-def _as_pictures(raw: Tensor, channels: int) -> Tensor:
-    return to_images(raw).expand(-1, channels, -1, -1)
 
 
 # ---- diffusion of pixels or latents --------------------------------------------------------
@@ -210,7 +163,7 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
     metrics = _quality(noisy, trained.classes, eye)
     metrics["sampler"] = f"ddim, {s.judge_steps} steps, eta 1"
     both = {"eta 1": noisy[:few], "eta 0": draw(few, eta=0.0)}
-    distances = {name: _distance(images, eye)["frechet"] for name, images in both.items()}
+    distances = {name: distance(images, eye)["frechet"] for name, images in both.items()}
     metrics["compared"] = {"samples": few} | distances
     if trained.classes:
         drawn = {1.0: noisy[:some]} | {w: draw(some, eta=1.0, scale=w) for w in GUIDED}
@@ -224,14 +177,15 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
 
 def _quality(images: Tensor, classes: int, eye: Trained) -> dict[str, Any]:
     """Distance of samples and, where their classes go round, the share that the eye confirms."""
-    metrics: dict[str, Any] = _distance(images, eye) | {"samples": len(images)}
+    metrics: dict[str, Any] = distance(images, eye) | {"samples": len(images)}
     if classes:
         labels = balanced_labels(range(len(images)), classes)
         metrics["accuracy"] = accuracy(eye.model, images, labels)
     return metrics
 
 
-def _distance(images: Tensor, eye: Trained) -> dict[str, float]:
+def distance(images: Tensor, eye: Trained) -> dict[str, float]:
+    """Frechet distance of images (N, 1, 32, 32) to the 60,000, in multiples of the floor too."""
     reference = (eye.model.reference_mean, eye.model.reference_cov)
     distance = frechet_to(reference, images, eye.model)
     return {"frechet": distance, "times_floor": distance / eye.record["metrics"]["floor"]}

@@ -4,7 +4,7 @@ The network may predict the noise (eps), the clean image (x0) or the velocity
 v = alpha_t eps - sigma_t x_0. Given x_t and t, each of the three determines the other two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "add_noise",
     "as_eps",
     "diffusion_loss",
+    "drop_captions",
     "drop_labels",
     "loss_weight",
     "target",
@@ -145,6 +146,20 @@ def drop_labels(
         raise InputError(f"the share of dropped labels must lie between 0 and 1, got {rate}")
     dropped = torch.rand(len(labels), generator=generator) < rate
     return labels.masked_fill(dropped.to(labels.device), null)
+
+
+def drop_captions(
+    captions: Sequence[str], rate: float, *, generator: Generator | None = None
+) -> list[str]:
+    """Forget each caption with probability ``rate``: the empty one takes its place.
+
+    The same as ``drop_labels``, for the same reason.
+
+    Raises:
+        InputError: the rate is not in 0..1.
+    """
+    kept = drop_labels(torch.ones(len(captions)), rate, 0, generator=generator).bool().tolist()
+    return [caption if stays else "" for caption, stays in zip(captions, kept, strict=True)]
 
 
 def _known(predicts: str) -> str:

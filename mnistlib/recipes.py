@@ -15,25 +15,21 @@ import torch
 from torch import nn
 
 from mnistlib import checkpoints
-from mnistlib.data import Digits, holdout, mnist, named_root, write_atomically
-from mnistlib.journal import Journal
-from mnistlib.registry import RECIPES, Recipe
-from mnistlib.settings import as_json, check_unchanged, from_dict, override
-from mnistlib.train import TrainStep, fit, pick_device
-from mnistlib.trained import (
+from mnistlib.configs import (
     ClassifierSettings,
     DiffusionSettings,
     FeatureSettings,
     JointSettings,
     LatentSettings,
     Settings,
-    Trained,
     VaeSettings,
-    balanced_labels,
-    denoising,
-    sample,
-    sample_in_batches,
 )
+from mnistlib.data import Digits, holdout, mnist, named_root, write_atomically
+from mnistlib.journal import Journal
+from mnistlib.registry import RECIPES, Recipe
+from mnistlib.settings import as_json, check_unchanged, from_dict, override
+from mnistlib.train import TrainStep, fit, pick_device
+from mnistlib.trained import Trained, balanced_labels, denoising, sample, sample_in_batches
 from mnistlib.types import InputError
 from mnistlib.unet import UNet
 from mnistlib.vae import Vae

@@ -6,24 +6,26 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mnistlib import jobs
+from mnistlib import jobs, prompt_jobs, vae_jobs
 from mnistlib.classifier import (
     DigitFeatures,
     DigitFeaturesConfig,
     NoisyClassifier,
     NoisyClassifierConfig,
 )
-from mnistlib.joint import Joint, JointConfig
-from mnistlib.train import TrainConfig
-from mnistlib.trained import (
+from mnistlib.configs import (
     ClassifierSettings,
     DiffusionSettings,
     FeatureSettings,
     JointSettings,
     LatentSettings,
+    PromptSettings,
+    SceneVaeSettings,
     Settings,
     VaeSettings,
 )
+from mnistlib.joint import Joint, JointConfig
+from mnistlib.train import TrainConfig
 from mnistlib.unet import UNet, UNetConfig
 from mnistlib.vae import Vae, VaeConfig
 
@@ -61,6 +63,21 @@ _LATENT = LatentSettings(
 )
 _JOINT = JointSettings(**_fields_of(_LATENT))
 
+_PROMPT = PromptSettings(
+    model=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        widths=(64, 128),
+        attention=(0, 1),
+        depth=1,
+        context_dim=128,
+    ),
+    train=TrainConfig(steps=24_000, lr=1e-3, warmup=500, ema=0.9995, checkpoint_every=250),
+    judged=2000,
+    judge_steps=25,
+    snapshots=(1000, 2000, 4000, 8000, 16000),
+)
+
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)
 _TINY = UNetConfig(widths=(8, 8, 16), attention=(2,), heads=2, time_dim=16)
 _TINY_LATENT = replace(_TINY, in_channels=4, out_channels=4, classes=10)
@@ -69,6 +86,18 @@ _SMOKE = DiffusionSettings(
     model=_TINY, train=_QUICK, batch_size=16, judged=64, judge_steps=5, held_out=20
 )
 _SMOKE_LATENT = LatentSettings(**(_fields_of(_SMOKE) | {"model": _TINY_LATENT}))
+_SMOKE_PROMPT = PromptSettings(
+    **_fields_of(_SMOKE)
+    | {
+        "model": replace(_TINY, in_channels=4, out_channels=4, depth=1, context_dim=16),
+        "judged": 20,
+        "held_out": 200,
+    },
+    scenes=64,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -105,8 +134,8 @@ RECIPES: dict[str, Recipe] = {
             model=VaeConfig(widths=(8, 8, 16)), train=_QUICK, batch_size=32, held_out=20
         ),
         network=lambda s: Vae(s.model),
-        job=jobs.vae_job,
-        judge=jobs.judge_vae,
+        job=vae_jobs.vae_job,
+        judge=vae_jobs.judge_vae,
     ),
     "latent": Recipe(
         full=_LATENT,
@@ -128,5 +157,28 @@ RECIPES: dict[str, Recipe] = {
         network=lambda s: Joint(JointConfig(s.model, s.classifier)),
         job=jobs.joint_job,
         judge=jobs.judge_joint,
+    ),
+    "rgb_vae": Recipe(
+        full=SceneVaeSettings(
+            model=VaeConfig(in_channels=3, widths=(24, 48, 64)),
+            train=TrainConfig(steps=6000, lr=2e-3, warmup=200, ema=0.998, checkpoint_every=250),
+        ),
+        smoke=SceneVaeSettings(
+            model=VaeConfig(in_channels=3, widths=(8, 8, 16)),
+            train=_QUICK,
+            batch_size=16,
+            held_out=200,
+            judged=20,
+        ),
+        network=lambda s: Vae(s.model),
+        job=vae_jobs.scene_vae_job,
+        judge=vae_jobs.judge_scene_vae,
+    ),
+    "text_to_image": Recipe(
+        full=_PROMPT,
+        smoke=_SMOKE_PROMPT,
+        network=prompt_jobs.text_to_image,
+        job=prompt_jobs.prompt_job,
+        judge=prompt_jobs.judge_prompts,
     ),
 }

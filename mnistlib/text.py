@@ -1,6 +1,6 @@
 """From a prompt to what the UNet is told of it: words, their numbers, and what they mean together.
 
-Legend: B prompts, L tokens of a prompt (``max_length``), D width.
+Legend: B prompts, L tokens of the longest of them, ``max_length`` at most, D width.
 """
 
 import difflib
@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
     """Prompts as numbers.
 
     Attributes:
-        ids: (B, L) int64: ``START``, the words, then ``PADDING``.
+        ids: (B, L) int64: ``START``, the words, then ``PADDING`` up to the longest of the prompts.
         mask: (B, L) bool, True at the start and the words.
     """
 
@@ -68,7 +68,7 @@ class Tokenizer:
 
     Args:
         vocabulary: the known words; the first has number 2.
-        max_length: L, the start included.
+        max_length: the most tokens of a prompt, the start included.
     """
 
     def __init__(self, vocabulary: Sequence[str], max_length: int):
@@ -91,7 +91,8 @@ class Tokenizer:
         if unknown:
             named = ", ".join(map(self._with_neighbours, unknown))
             warnings.warn(f"left out, because no training taught them: {named}", stacklevel=2)
-        ids = torch.full((len(prompts), self.max_length), PADDING)
+        longest = 1 + max(map(len, known), default=0)
+        ids = torch.full((len(prompts), longest), PADDING)
         ids[:, 0] = START
         for i, row in enumerate(known):
             ids[i, 1 : 1 + len(row)] = torch.tensor([self._ids[word] for word in row])
@@ -124,7 +125,7 @@ class TextConfig:
     Attributes:
         vocabulary: every word that it knows, as ``split`` gives it. It is saved with the weights,
             so that a checkpoint holds its own tokenizer.
-        max_length: tokens of a prompt, the start included.
+        max_length: the most tokens of a prompt, the start included.
         width: D, numbers that stand for a token.
         layers: transformer blocks.
         heads: attention heads.
@@ -190,7 +191,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Cond:
         """The same for prompts that are numbers already, see ``Tokens``."""
-        x = self.word(ids) + self.position
+        x = self.word(ids) + self.position[: ids.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)

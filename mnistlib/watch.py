@@ -6,7 +6,7 @@ could notice and touches no weight: a training ends with the same bits whether i
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mnistlib import checkpoints, latent, plots, recipes
-from mnistlib.data import Digits, to_images, write_atomically
-from mnistlib.jobs import fixed_batches
-from mnistlib.journal import Table, read_rows, stretches
-from mnistlib.objective import add_noise
-from mnistlib.schedules import make_schedule
-from mnistlib.train import TrainStep, moved, pick_device
-from mnistlib.trained import (
+from mnistlib.configs import (
     ClassifierSettings,
     DiffusionSettings,
     FeatureSettings,
     JointSettings,
+    PromptSettings,
     Settings,
-    Trained,
     VaeSettings,
-    sample,
 )
+from mnistlib.data import Digits, write_atomically
+from mnistlib.jobs import fixed_batches
+from mnistlib.journal import Table, read_rows, stretches
+from mnistlib.objective import add_noise
+from mnistlib.prompt_jobs import SHOWN
+from mnistlib.schedules import make_schedule
+from mnistlib.train import TrainStep, moved, pick_device
+from mnistlib.trained import Trained, sample
 
 __all__ = ["watch"]
 
@@ -92,6 +93,8 @@ class _Watcher:
         self.digits = Digits(digits.images[:COUNT], digits.labels[:COUNT], digits.source)
         self.before = recipes.autoencoder_of(settings)
         self.vae = None if self.before is None else self.before.model.to(pick_device())
+        if isinstance(settings, PromptSettings):
+            settings = replace(settings, scenes=COUNT)
         self.loss, batch_at = recipes.RECIPES[name].job(settings, self.digits, self.vae)
         batches = fixed_batches(batch_at, len(self.digits.labels), settings.batch_size)
         self.batches = [moved(batch, pick_device()) for batch in batches]
@@ -137,10 +140,11 @@ class _Watcher:
         """Reconstructions or samples, if the model makes any, into a file and into the log."""
         trained = Trained(step.ema, self.settings, {}, self.vae)
         if isinstance(self.settings, VaeSettings):
-            what, images = "reconstructions", _reconstructions(trained, self.digits)
+            what, images = "reconstructions", _reconstructions(trained, self.batches[0].images[:10])
         elif isinstance(self.settings, DiffusionSettings):
             steps = min(10, self.settings.judge_steps)
-            what, images = "samples", sample(trained, range(10), steps)
+            told = {"prompts": SHOWN, "scale": 2.0} if trained.reads else {}
+            what, images = "samples", sample(trained, range(10), steps, **told)
         else:
             return
         paper = plots.sheet(images, columns=10)
@@ -170,10 +174,9 @@ def _scores(model: nn.Module, batch: Any, settings: Settings) -> Tensor:
     return (model.classifier if isinstance(settings, JointSettings) else model)(x_t, t)
 
 
-def _reconstructions(trained: Trained, digits: Digits) -> Tensor:
-    """Ten digits, and then what comes back of them: (20, C, 32, 32)."""
-    channels = trained.settings.model.in_channels
-    images = to_images(digits.images[:10]).expand(-1, channels, -1, -1)
+def _reconstructions(trained: Trained, images: Tensor) -> Tensor:
+    """Ten images, and then what comes back of them: (20, C, 32, 32)."""
+    images = images.cpu()
     return torch.cat([images, latent.decode(trained.model, latent.encode(trained.model, images))])
 
 

@@ -70,7 +70,7 @@ def test_vocabulary_of_texts():
 def test_tokens_are_start_words_padding():
     """Word number i of the vocabulary has the id i + 2, in the order of the prompt."""
     ids, mask = Tokenizer(WORDS, 6)(["a red seven", "", "红色七 7"])
-    assert ids.tolist() == [[1, 2, 8, 9, 0, 0], [1, 0, 0, 0, 0, 0], [1, 13, 14, 12, 11, 0]]
+    assert ids.tolist() == [[1, 2, 8, 9, 0], [1, 0, 0, 0, 0], [1, 13, 14, 12, 11]]
     assert mask.tolist() == [[True] * 4 + [False] * 2, [True] + [False] * 5, [True] * 5 + [False]]
     assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
 
