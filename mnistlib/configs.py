@@ -173,7 +173,7 @@ class PromptSettings(LatentSettings):
     """
 
     vae: str = "rgb_vae"
-    scenes: int = 240_000
+    scenes: int = 160_000
     two: float = 0.5
     max_length: int = 64
     text_width: int = 128

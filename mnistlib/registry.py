@@ -72,10 +72,10 @@ _PROMPT = PromptSettings(
         depth=1,
         context_dim=128,
     ),
-    train=TrainConfig(steps=24_000, lr=1e-3, warmup=500, ema=0.9995, checkpoint_every=250),
+    train=TrainConfig(steps=16_000, lr=1e-3, warmup=500, ema=0.9995, checkpoint_every=250),
     judged=2000,
     judge_steps=25,
-    snapshots=(1000, 2000, 4000, 8000, 16000),
+    snapshots=(1000, 2000, 4000, 8000),
 )
 
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)
