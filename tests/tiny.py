@@ -6,7 +6,7 @@ the tests of ``fit`` kill it.
 
 import hashlib
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,14 @@ def stand_among_made_digits(folder, patch, module):
     patch.setenv("MNISTLIB_DATA", str(write_mnist(folder / "digits")))
     patch.setattr(module, "holdout", lambda digits: holdout(digits, 40))
     patch.chdir(folder)
+
+
+def hold_out_few(patch):
+    """Let the smoke profiles of scenes hold out 20 digits, not 200; there are 100 made ones."""
+    for name in ("rgb_vae", "text_to_image"):
+        recipe = recipes.RECIPES[name]
+        few = recipe._replace(smoke=replace(recipe.smoke, held_out=20))
+        patch.setitem(recipes.RECIPES, name, few)
 
 
 def write_weights(folder, trainings):
