@@ -24,6 +24,14 @@ def _clean_environment():
         yield
 
 
+@pytest.fixture(scope="session")
+def scene_models(tmp_path_factory):
+    """Return the files of an autoencoder of scenes and of a model that reads, both of a moment."""
+    import tiny
+
+    return tiny.train_scenes(tmp_path_factory.mktemp("scenes"))
+
+
 @pytest.fixture
 def full_mnist(monkeypatch):
     """Put $MNISTLIB_DATA back for one test and return the folder; skip where it was not set."""

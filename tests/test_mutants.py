@@ -6,7 +6,6 @@ of the library's in a test file, and the test named must then fail. Nothing on d
 
 import importlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -15,11 +14,10 @@ import pytest
 import test_captions
 import torch
 from test_readers import JUDGED
+from tiny import painting
 
-from mnistlib.data import Digits, mnist
 from mnistlib.grammar import Glyph
 from mnistlib.layers import ResidualBlock
-from mnistlib.scenes import measured
 from mnistlib.schedules import cosine
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mnistlib"
@@ -36,14 +34,6 @@ class Mutant(NamedTuple):
     new: str
     test: str
     args: tuple | Callable[[], tuple] = ()
-
-
-@cache
-def painting():
-    """Return digits to paint with, measured, and as they were."""
-    images, labels, source = mnist(source="small")
-    some = Digits(images[:1000], labels[:1000], source)
-    return measured(some), some
 
 
 def pool():

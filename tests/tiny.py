@@ -7,18 +7,22 @@ the tests of ``fit`` kill it.
 import hashlib
 import sys
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mnistlib import checkpoints, recipes
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
-from mnistlib.data import batch_indices, generator_for, holdout
+from mnistlib.data import Digits, batch_indices, generator_for, holdout, mnist
 from mnistlib.jobs import LabelledBatch
+from mnistlib.scenes import measured
 from mnistlib.train import TrainConfig, fit
+from mnistlib.vae import Posterior
 
 CONFIG = TrainConfig(steps=150, lr=1e-2, warmup=10, ema=0.9, checkpoint_every=7, seed=3)
 
@@ -79,6 +83,46 @@ def write_weights(folder, trainings):
             checkpoints.save(path, last.model, asdict(last.settings), last.record)
             write_manifest(folder)
     return folder
+
+
+def train_scenes(folder):
+    """Train an autoencoder of scenes and what reads captions, smoke, on made digits; {name: file}.
+
+    The second finds the first by its file, so that nothing has to be shipped.
+    """
+    vae, found = folder / "rgb_vae" / "rgb_vae.safetensors", {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNISTLIB_DATA", str(write_mnist(folder / "digits")))
+        for name, more in {"rgb_vae": {}, "text_to_image": {"vae": str(vae)}}.items():
+            settings = recipes.settings_of(name, "smoke", {"held_out": "20"} | more)
+            *_, _ = recipes.train(name, settings, profile="smoke", out=folder / name)
+            found[name] = folder / name / f"{name}.safetensors"
+    return found
+
+
+@cache
+def painting():
+    """Return 1,000 real digits to paint with, measured, and as they were."""
+    images, labels, source = mnist(source="small")
+    some = Digits(images[:1000], labels[:1000], source)
+    return measured(some), some
+
+
+class Clear(nn.Module):
+    """Stand for an autoencoder of scenes that loses nothing: its latents are the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(3, 1, 1))
+        self.register_buffer("scale", torch.ones(3, 1, 1))
+
+    def encode(self, x):
+        """Return the picture."""
+        return Posterior(x, torch.zeros_like(x))
+
+    def decode(self, z):
+        """Return the picture."""
+        return z
 
 
 def numbers(*shape, seed=0, dtype=torch.float32):
