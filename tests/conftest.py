@@ -25,11 +25,11 @@ def _clean_environment():
 
 
 @pytest.fixture(scope="session")
-def scene_models(tmp_path_factory):
-    """Return the files of an autoencoder of scenes and of a model that reads, both of a moment."""
+def scene_vae(tmp_path_factory):
+    """Return the file of an autoencoder of scenes, for trainings that need one."""
     import tiny
 
-    return tiny.train_scenes(tmp_path_factory.mktemp("scenes"))
+    return tiny.train_scene_vae(tmp_path_factory.mktemp("scene_vae"))
 
 
 @pytest.fixture

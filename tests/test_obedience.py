@@ -66,8 +66,8 @@ def test_agreements_come_in_the_order_of_the_scenes(pool, eye):
 def test_painted_scenes_are_what_their_captions_say(pool, eye, kind):
     """Nearly always; the picture of another scene hardly ever is."""
     two, unseen = KINDS[kind]
-    images, scenes = draw_scenes(pool, 6, range(200), two=two, unseen=unseen)
-    named = [caption.named for caption in draw_captions(scenes, 6, range(200))]
+    images, scenes = draw_scenes(pool, 6, range(100), two=two, unseen=unseen)
+    named = [caption.named for caption in draw_captions(scenes, 6, range(100))]
     right = obedience(agreements(images, named, eye), named)
     assert right["asked"]["share"] >= 0.98
     assert right["everything"]["share"] >= 0.97

@@ -53,7 +53,7 @@ def judged(vae):
     """Return what the judge finds, and the digits that it judges with."""
     digits = tiny.painting()[1]
     known, test = (Digits(*(x[i::2] for x in digits[:2]), digits.source) for i in range(2))
-    trained = Trained(vae, settings_of(judged=150), {})
+    trained = Trained(vae, settings_of(judged=60), {})
     return judge_scene_vae(trained, known, test, recipes.find), known, test
 
 
@@ -63,11 +63,11 @@ def test_an_autoencoder_that_loses_nothing_is_judged_as_the_scenes_are():
     for kind, (two, unseen) in KINDS.items():
         assert metrics[kind]["squared_error"] < 1e-10
         assert metrics[kind]["read"] == metrics[kind]["painted"]
-        assert metrics[kind]["painted"]["asked"]["share"] >= 0.96
-        images, scenes = draw_scenes(measured(test), 2, range(150), two=two, unseen=unseen)
+        assert metrics[kind]["painted"]["asked"]["share"] >= 0.95
+        images, scenes = draw_scenes(measured(test), 2, range(60), two=two, unseen=unseen)
         by_hand = obedience(agreements(images, scenes, eye), scenes)
         assert metrics[kind]["painted"] == by_hand, "the scenes are of test digits"
-    seen = draw_scenes(measured(known), 1, range(150)).images
+    seen = draw_scenes(measured(known), 1, range(60)).images
     centred = seen - seen.mean((0, 2, 3), keepdim=True)
     assert metrics["scale"] == pytest.approx(float(centred.square().mean() ** -0.5), rel=1e-3)
     torch.testing.assert_close(vae.shift[:, 0, 0], seen.mean((0, 2, 3)))
@@ -80,7 +80,7 @@ def test_an_autoencoder_that_forgets_is_found_out():
     metrics, _, _ = judged(vae)
     for kind in KINDS:
         assert metrics[kind]["read"]["asked"]["share"] < 0.1
-        assert metrics[kind]["painted"]["asked"]["share"] >= 0.96
+        assert metrics[kind]["painted"]["asked"]["share"] >= 0.95
         assert metrics[kind]["squared_error"] > 0.1
 
 
