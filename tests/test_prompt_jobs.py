@@ -1,6 +1,5 @@
 """The training on captions: what it is shown and told, its judge, its file and its resumption."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -226,7 +225,8 @@ def test_a_cut_training_ends_as_if_it_had_not_been(scene_vae, monkeypatch, tmp_p
                 if step.step == last:
                     break
     whole, cut = (
-        checkpoints.read_tensors(tmp_path / out / "state.safetensors")[0] for out in ("whole", "cut")
+        checkpoints.read_tensors(tmp_path / out / "state.safetensors")[0]
+        for out in ("whole", "cut")
     )
     assert tiny.same(whole, cut)
 
