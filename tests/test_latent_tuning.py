@@ -16,7 +16,7 @@ from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_
 from mnistlib.schedules import cosine
 from mnistlib.train import TrainConfig, fit
 
-AVERAGES, GRIDS, HELD_OUT = (0.1, 0.0, 0.15), ("uniform", "log_snr"), 40
+AVERAGES, GRIDS, HELD_OUT = (0.3, 0.0, 0.1), ("uniform", "log_snr"), 40
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_averages_and_grids_are_judged_as_named(made, weighting):
     settings = replace(trial(weighting).settings, train=replace(trial().settings.train, seed=7))
     models = averages_by_hand(settings, vae)
     named = [(row["ema"], row["grid"]) for row in found["judged"]]
-    assert named == [(0.1, "uniform"), (0.1, "log_snr"), (0.0, "uniform"), (0.15, "uniform")]
+    assert named == [(0.3, "uniform"), (0.3, "log_snr"), (0.0, "uniform"), (0.1, "uniform")]
     unseen = to_images(mnist().images[-HELD_OUT:])
     reference = feature_statistics(features_of(eye, unseen))
     for row in found["judged"]:

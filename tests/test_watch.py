@@ -21,6 +21,7 @@ from mnistlib.prompt_jobs import SHOWN
 from mnistlib.scenes import draw_captions, draw_scenes, measured
 from mnistlib.schedules import cosine
 from mnistlib.train import TrainStep, learning_rate
+from mnistlib.trained import sample
 from mnistlib.types import InputError
 
 MODES = {  # the picture that each draws, and whether it names classes
@@ -199,6 +200,8 @@ def test_pictures_are_of_the_averaged_weights(name):
 def test_trainings_on_scenes_are_watched_on_scenes_of_held_out_digits(name, scene_vae, monkeypatch):
     """Losses by hand; ten scenes over what comes back, or the ten prompts of every training."""
     monkeypatch.setattr(watch, "COUNT", 16)
+    told = []  # a training of a moment hardly shows at which scale it draws
+    monkeypatch.setattr(watch, "sample", lambda *a, **how: told.append(how) or sample(*a, **how))
     changes = {"rgb_vae": {"judged": "2"}, "text_to_image": FEW | {"vae": str(scene_vae)}}[name]
     settings = settings_of(name, held_out="20", **changes)
     for step in watched(name, settings, "out"):
@@ -214,6 +217,7 @@ def test_trainings_on_scenes_are_watched_on_scenes_of_held_out_digits(name, scen
     else:
         model = recipes.Trained(step.ema, settings, {}, before)
         images = recipes.sample(model, range(10), 2, prompts=SHOWN, scale=2.0)
+        assert told == [{"prompts": SHOWN, "scale": 2.0}]
         latents = latent.encode(before, painted.images)
         losses = [prompts_by_hand(step.ema, latents, painted.scenes, k) for k in (0, 1)]
     [(_, loss)] = read_rows("out/validation.csv")
