@@ -140,7 +140,8 @@ class _Watcher:
         """Reconstructions or samples, if the model makes any, into a file and into the log."""
         trained = Trained(step.ema, self.settings, {}, self.vae)
         if isinstance(self.settings, VaeSettings):
-            what, images = "reconstructions", _reconstructions(trained, self.batches[0].images[:10])
+            given = torch.cat([batch.images for batch in self.batches])[:10]
+            what, images = "reconstructions", _reconstructions(trained, given)
         elif isinstance(self.settings, DiffusionSettings):
             steps = min(10, self.settings.judge_steps)
             told = {"prompts": SHOWN, "scale": 2.0} if trained.reads else {}
