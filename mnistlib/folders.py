@@ -121,7 +121,7 @@ def _csv_rows(file: Path, lines) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in reader:
             yield f"{file}, line {reader.line_num}", row
     except csv.Error as e:
-        raise InputError(f"{file}, line {reader.line_num}: this is not CSV ({e})") from e
+        raise InputError(f"{file}, near line {reader.line_num + 1}: this is not CSV ({e})") from e
 
 
 def _json_rows(file: Path, lines) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -330,9 +330,19 @@ TEXT_TO_IMAGE = [
     Mutant("text_to_image", 'self.of_prompts([""])', 'self.of_prompts(["a"])',
            "test_without_a_condition_the_empty_prompt_is_told", ("both",)),
 ]
+FOLDERS = [
+    Mutant("folders", "ImageOps.fit(upright, (size, size), ", "upright.resize((size, size), ",
+           "test_the_middle_is_cut_out_and_resized", (40, 64)),
+    Mutant("folders", "ImageOps.exif_transpose(picture)", "picture",
+           "test_the_side_that_the_camera_says_is_up_is_up", ("JPEG", 6)),
+    Mutant("folders", '"white"', '"black"', "test_what_is_transparent_is_white"),
+    Mutant("folders", 'picture.mode.startswith("I")', "False",
+           "test_grey_is_three_equal_colours_whatever_its_depth"),
+    Mutant("folders", "/ 127.5 - 1", "/ 255", "test_bytes_fill_the_range_from_minus_one_to_one"),
+]
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
-MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE
+MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + FOLDERS
 
 
 def with_text_changed(mutant):
