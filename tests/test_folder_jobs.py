@@ -20,7 +20,6 @@ from mnistlib.data import generator_for
 from mnistlib.folders import captioned_folder, read_pictures
 from mnistlib.recipes import RECIPES
 from mnistlib.schedules import cosine
-from mnistlib.train import TrainStep
 from mnistlib.types import InputError
 
 NAMES = ("folder_vae", "captioned_folder")
@@ -80,12 +79,7 @@ def test_record_says_what_was_done(world, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_are_functions_of_seed_and_step(world, name):
-    job, settings = (
-        RECIPES[name].job,
-        settings_of(name, label_dropout="0.5")
-        if (name == "captioned_folder")
-        else settings_of(name),
-    )
+    job, settings = RECIPES[name].job, settings_of(name)
     pictures, vae = captioned_folder("shapes"), found("folder_vae").model
     (_, first), (_, second) = job(settings, pictures, vae), job(settings, pictures, vae)
     for _ in range(3):
@@ -148,22 +142,13 @@ def test_long_captions_are_cut_and_unknown_words_left_out(world):
     assert folder_jobs.first_captions(settings, 5) == ["one two", "", "one two", "", "one two"]
     _, kept = sources.pictures_of(settings)
     _, batch_at = folder_jobs.folder_job(settings, kept, found("folder_vae").model)
-    ids = {tuple(row[:mask.sum()].tolist()) for s in range(9) for row, mask in zip(
-        *batch_at(0, s)[3:], strict=True
-    )}  # fmt: skip
+    ids = set()
+    for step in range(9):
+        batch = batch_at(0, step)
+        ids |= {
+            tuple(row[shown].tolist()) for row, shown in zip(batch.ids, batch.mask, strict=True)
+        }
     assert ids == {(1,), (1, 2)}, "one, or nothing"
-
-
-def test_the_words_are_heard(world):
-    """A training of some seconds learns which colours belong to which words."""
-    vae = found("folder_vae").model
-    settings = settings_of("captioned_folder", steps="150", lr="1e-2", held_out="0", judged="12")
-    pictures = captioned_folder("shapes")
-    network, loss, batch_at = recipes.begin("captioned_folder", settings, pictures, vae)
-    *_, last = recipes.fit(network, loss, batch_at, settings.train)
-    model = recipes.Trained(last.ema, settings, {}, vae)
-    judged = folder_jobs.judge_folder(model, pictures, None, None)
-    assert judged["loss"] < 0.97 * judged["loss_untold"]
 
 
 # ---- judged --------------------------------------------------------------------------------
@@ -344,8 +329,3 @@ def test_large_pictures_go_through_an_autoencoder_few_at_a_time(monkeypatch):
     latent.encode(vae, torch.zeros(1, 3, 128, 128))
     assert sizes[3:] == [1]
     assert latent.decode(vae, whole).shape == (5, 3, 64, 64)
-
-
-def test_smoke_steps_are_steps(world):
-    first = next(recipes.train("folder_vae", settings_of("folder_vae"), profile="smoke"))
-    assert isinstance(first, TrainStep)
