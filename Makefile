@@ -42,7 +42,7 @@ ablations: $(VENV)/.stamp  ## run the chapters' ablations again, resumable (hour
 
 # Each after those it stands on: they are judged by the shipped digit_features, and the latent ones
 # live in the shipped vae (`scripts/ship.py NAME` ships what was trained).
-TRAINED := digit_features ddpm vae latent_classifier latent joint ddpm_class
+TRAINED := digit_features ddpm vae latent_classifier latent joint ddpm_class rgb_vae text_to_image
 
 train: $(VENV)/.stamp  ## train the shipped networks again, resumable (hours on two CPU cores)
 	@for name in $(TRAINED); do \

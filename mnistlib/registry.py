@@ -186,8 +186,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "rgb_vae": Recipe(
         full=SceneVaeSettings(
-            model=VaeConfig(in_channels=3, widths=(24, 48, 64)),
-            train=TrainConfig(steps=6000, lr=2e-3, warmup=200, ema=0.998, checkpoint_every=250),
+            model=VaeConfig(in_channels=3, widths=(32, 48, 64)),
+            train=TrainConfig(steps=5000, lr=2e-3, warmup=200, ema=0.998, checkpoint_every=250),
+            batch_size=64,
         ),
         smoke=SceneVaeSettings(
             model=VaeConfig(in_channels=3, widths=(8, 8, 16)),
