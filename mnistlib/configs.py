@@ -159,6 +159,13 @@ class SceneVaeSettings(VaeSettings):
     two: float = 0.5
     judged: int = 2000
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.two <= 1 or self.judged < 1:
+            raise InputError(
+                f"two must lie between 0 and 1, and judged be 1 or more; "
+                f"got {self.two} and {self.judged}"
+            )
+
 
 @dataclass(frozen=True)
 class ReaderSettings(LatentSettings):
@@ -200,6 +207,8 @@ class PromptSettings(ReaderSettings):
                 f"two must lie between 0 and 1, and scenes be 1 or more; "
                 f"got {self.two} and {self.scenes}"
             )
+        if not self.vae:
+            raise InputError("captions need an autoencoder of coloured scenes; name one with vae")
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def prompt_job(settings: PromptSettings, digits: Digits, vae: Vae):
     tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
 
     def captions_at(seed: int, step: int, i: Tensor) -> list[str]:
-        shown, first = [scenes[j] for j in i.tolist()], step * len(i)
-        said = draw_captions(shown, seed, range(first, first + len(i)))
+        shown, B = [scenes[j] for j in i.tolist()], len(i)
+        said = draw_captions(shown, seed, range(step * B, (step + 1) * B))
         return [caption.text for caption in said]
 
     return reading(settings, latents, tokenize, captions_at)

@@ -195,7 +195,12 @@ def sample_in_batches(
     """``sample`` for the first ``count`` numbers: (count, C, 32, 32), classes balanced.
 
     With ``prompts``, there must be one for each.
+
+    Raises:
+        InputError: there is another number of prompts, or as ``denoising``.
     """
+    if prompts is not None and (isinstance(prompts, str) or len(prompts) != count):
+        raise InputError(f"give a list of {count} prompts, one for each image")
     images = []
     for part in torch.arange(count).split(batch_size):
         numbers = part.tolist()

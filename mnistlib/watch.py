@@ -149,9 +149,9 @@ class _Watcher:
         trained = Trained(step.ema, self.settings, {}, self.vae)
         columns = 10
         if isinstance(self.settings, VaeSettings):
-            columns = min(columns, len(self.batches[0].images))
-            images = _reconstructions(trained, self.batches[0].images[:columns])
-            what = "reconstructions"
+            given = torch.cat([batch.images for batch in self.batches])[:10]
+            what, images = "reconstructions", _reconstructions(trained, given)
+            columns = len(given)
         elif isinstance(self.settings, DiffusionSettings):
             steps = min(10, self.settings.judge_steps)
             told = {"prompts": self.shown, "scale": 2.0} if trained.reads else {}

@@ -24,6 +24,14 @@ def _clean_environment():
         yield
 
 
+@pytest.fixture(scope="session")
+def scene_vae(tmp_path_factory):
+    """Return the file of an autoencoder of scenes, for trainings that need one."""
+    import tiny
+
+    return tiny.train_scene_vae(tmp_path_factory.mktemp("scene_vae"))
+
+
 @pytest.fixture
 def full_mnist(monkeypatch):
     """Put $MNISTLIB_DATA back for one test and return the folder; skip where it was not set."""

@@ -6,7 +6,6 @@ of the library's in a test file, and the test named must then fail. Nothing on d
 
 import importlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -15,11 +14,11 @@ import pytest
 import test_captions
 import torch
 from test_readers import JUDGED
+from tiny import painting
 
-from mnistlib.data import Digits, mnist
+from mnistlib import recipes
 from mnistlib.grammar import Glyph
 from mnistlib.layers import ResidualBlock
-from mnistlib.scenes import measured
 from mnistlib.schedules import cosine
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mnistlib"
@@ -38,14 +37,6 @@ class Mutant(NamedTuple):
     args: tuple | Callable[[], tuple] = ()
 
 
-@cache
-def painting():
-    """Return digits to paint with, measured, and as they were."""
-    images, labels, source = mnist(source="small")
-    some = Digits(images[:1000], labels[:1000], source)
-    return measured(some), some
-
-
 def pool():
     """Return the argument of most tests of scenes."""
     return painting()[:1]
@@ -54,6 +45,11 @@ def pool():
 def digits():
     """Return the argument of the others."""
     return painting()[1:]
+
+
+def pool_and_eye():
+    """Return the arguments of tests that read scenes."""
+    return *pool(), recipes.find("digit_features").model
 
 
 READ = {caption: (caption, named) for caption, named in test_captions.READ}
@@ -177,6 +173,8 @@ GUIDANCE = [
            "test_clipped_cuts_the_guess_and_nothing_else", ("cosine", 0.4)),
     Mutant("objective", "generator=generator) < rate", "generator=generator) > rate",
            "test_labels_are_dropped_at_the_rate", (0.1,)),
+    Mutant("objective", 'caption if stays else ""', '"" if stays else caption',
+           "test_captions_are_dropped_at_the_rate", (0.1,)),
 ]
 VAE = [
     Mutant("vae", "- 1 - self.log_var", "- 1 + self.log_var", "test_kl_equals_torch_distributions"),
@@ -330,6 +328,14 @@ TEXT_TO_IMAGE = [
     Mutant("text_to_image", 'self.of_prompts([""])', 'self.of_prompts(["a"])',
            "test_without_a_condition_the_empty_prompt_is_told", ("both",)),
 ]
+LOSSES = [
+    Mutant("losses", "settings.label_dropout,", "1 - settings.label_dropout,",
+           "test_captions_are_left_out_at_the_rate"),
+    Mutant("losses", "told, NoisyBatch(", "model, NoisyBatch(",
+           "test_loss_is_the_error_of_what_the_network_was_told"),
+    Mutant("losses", "captions_at(seed, step, i)", "captions_at(seed, step, i.flip(0))",
+           "test_latents_come_with_their_captions"),
+]
 FOLDERS = [
     Mutant("folders", "ImageOps.fit(upright, (size, size), ", "upright.resize((size, size), ",
            "test_the_middle_is_cut_out_and_resized", (40, 64)),
@@ -340,9 +346,71 @@ FOLDERS = [
            "test_grey_is_three_equal_colours_whatever_its_depth"),
     Mutant("folders", "/ 127.5 - 1", "/ 255", "test_bytes_fill_the_range_from_minus_one_to_one"),
 ]
+OBEDIENCE = [
+    Mutant("obedience", "zip(i, read(", "zip(i[::-1], read(",
+           "test_agreements_come_in_the_order_of_the_scenes", pool_and_eye),
+    Mutant("obedience", "if not unseen or _names_combination(c.named)", "",
+           "test_prompts_are_of_their_kind", lambda: (*pool(), "one digit, held out")),
+    Mutant("obedience", "return named.placed and None", "return None",
+           "test_prompts_are_of_their_kind", lambda: (*pool(), "two digits, held out")),
+    Mutant("obedience", "two=two, unseen=unseen", "two=two",
+           "test_prompts_are_of_their_kind", lambda: (*pool(), "two digits, held out")),
+    Mutant("obedience", "ASKED[len(scene.glyphs)]", "ASKED[1]", "test_shares_are_counted"),
+    Mutant("obedience", "for each in asked if each]", "for each in asked]",
+           "test_shares_are_counted"),
+    Mutant("obedience", "if any(asked):", "if shares:",
+           "test_nothing_is_asked_for_where_nothing_is_named"),
+]
+VAE_JOBS = [
+    Mutant("vae_jobs", "range(step * B, (step + 1) * B)", "range(B)", "test_no_scene_comes_twice"),
+    Mutant("vae_jobs", "two=settings.two).images", "two=settings.two, unseen=True).images",
+           "test_batches_never_show_what_is_held_out", (0.0,)),
+    Mutant("vae_jobs", "two=settings.two).images", "two=settings.two, unseen=True).images",
+           "test_batches_never_show_what_is_held_out", (1.0,)),
+    Mutant("vae_jobs", "measured(test or digits), {", "measured(digits), {",
+           "test_an_autoencoder_that_loses_nothing_is_judged_as_the_scenes_are"),
+    Mutant("vae_jobs", "agreements(back, scenes", "agreements(images, scenes",
+           "test_an_autoencoder_that_forgets_is_found_out"),
+]
+PROMPT_JOBS = [
+    Mutant("prompt_jobs", "[scenes[j] for j in i.tolist()]", "[scenes[j - 1] for j in i.tolist()]",
+           "test_pictures_are_what_their_captions_say"),
+    Mutant("prompt_jobs", "range(step * B, (step + 1) * B)", "range(B)",
+           "test_a_scene_is_described_anew_each_time"),
+    Mutant("prompt_jobs", "draw_captions(shown, seed,", "draw_captions(shown, 0,",
+           "test_captions_of_other_seeds_are_others"),
+    Mutant("prompt_jobs", "two=settings.two)", "two=settings.two, unseen=True)",
+           "test_scenes_are_those_of_their_numbers_and_hold_nothing_back_for_the_test"),
+    Mutant("prompt_jobs", "part.tolist(), two", "range(len(part)), two",
+           "test_scenes_are_those_of_their_numbers_and_hold_nothing_back_for_the_test"),
+    Mutant("prompt_jobs", "worst[scale] = min(", "worst[scale] = sum(",
+           "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
+    Mutant("prompt_jobs", "max(worst, key", "min(worst, key",
+           "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
+    Mutant("prompt_jobs", "few, scale, 3)", "few, scale, 4)",
+           "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
+    Mutant("prompt_jobs", "isascii() == ascii_", "isascii() != ascii_",
+           "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
+]
+TRAINED = [
+    Mutant("trained", "cfg(cond, uncond, scale)", "cfg(uncond, cond, scale)",
+           "test_at_scale_zero_the_prompts_are_not_heard"),
+    Mutant("trained", "model.of_prompts([negative])", 'model.of_prompts([""])',
+           "test_at_scale_zero_the_prompts_are_not_heard"),
+    Mutant("trained", "cond if scale == 1 else", "",
+           "test_at_scale_one_the_model_itself_answers"),
+    Mutant("trained", "else prompts, scale, negative)", "else prompts, scale)",
+           "test_one_prompt_serves_all_images"),
+    Mutant("trained", "[prompts[i] for i in numbers]", "prompts[: len(numbers)]",
+           "test_an_image_depends_on_seed_number_and_its_prompt_alone", (0.0,)),
+    Mutant("trained", "[generator_for(seed, i) for i in numbers]",
+           "[generator_for(seed, i) for i in range(len(numbers))]",
+           "test_an_image_depends_on_seed_number_and_its_prompt_alone", (1.0,)),
+]
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
-MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + FOLDERS
+MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE
+MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + LOSSES + FOLDERS
 
 
 def with_text_changed(mutant):

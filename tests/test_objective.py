@@ -16,6 +16,7 @@ from mnistlib.objective import (
     add_noise,
     as_eps,
     diffusion_loss,
+    drop_captions,
     drop_labels,
     loss_weight,
     target,
@@ -277,6 +278,18 @@ def test_labels_that_stay_are_unchanged():
     assert (drop_labels(labels, 1.0, 10) == 10).all()
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_captions_are_dropped_at_the_rate(rate):
+    captions = [f"digit {i}" for i in range(5000)]
+    found = drop_captions(captions, rate, generator=torch.Generator().manual_seed(0))
+    assert all(new in (old, "") for new, old in zip(found, captions, strict=True))
+    dropped = np.array([new == "" for new in found])
+    assert abs(dropped.mean() - rate) < BOUND * np.sqrt(rate * (1 - rate) / len(captions))
+    assert found == drop_captions(captions, rate, generator=torch.Generator().manual_seed(0))
+    assert found != drop_captions(captions, rate, generator=torch.Generator().manual_seed(1))
+    assert (drop_captions(captions, 0.0), set(drop_captions(captions, 1.0))) == (captions, {""})
+
+
 # ---- refusals ------------------------------------------------------------------------------
 
 
@@ -284,6 +297,8 @@ def test_labels_that_stay_are_unchanged():
 def test_impossible_dropout_is_refused(rate):
     with pytest.raises(InputError, match="must lie between 0 and 1"):
         drop_labels(torch.tensor([1]), rate, 10)
+    with pytest.raises(InputError, match="must lie between 0 and 1"):
+        drop_captions(["a seven"], rate)
 
 
 def test_unknown_prediction_is_refused():

@@ -35,6 +35,7 @@ def weights(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(digits)))
         patch.setattr(recipes, "WEIGHTS", folder)
+        tiny.hold_out_few(patch)
         for name in TRAINED:
             *_, last = recipes.train(
                 name, recipes.settings_of(name, "smoke"), profile="smoke", out=folder / name
@@ -51,6 +52,7 @@ def world(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "WEIGHTS", weights)
     monkeypatch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(tmp_path / "digits")))
     monkeypatch.chdir(tmp_path)
+    tiny.hold_out_few(monkeypatch)
     return tmp_path
 
 
@@ -218,7 +220,8 @@ def test_snapshots_are_kept(world, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_are_functions_of_seed_and_step(world, name):
     job, settings = recipes.RECIPES[name].job, recipes.settings_of(name, "smoke")
-    vae = recipes.find("vae").model if name in LATENTS else None
+    before = recipes.autoencoder_of(settings)
+    vae = before and before.model
     (_, first), (_, second) = job(settings, mnist(), vae), job(settings, mnist(), vae)
     for _ in range(3):
         first(1, 0)  # what was asked for before does not matter
@@ -418,9 +421,15 @@ def test_samples_of_latents_are_pictures(world):
     assert torch.equal(images, told), "without labels the classes go round"
 
 
-@pytest.mark.parametrize("how", [{"labels": torch.tensor([1])}, {"scale": 2.0}])
-def test_a_model_without_classes_cannot_be_guided(ddpm, how):
-    with pytest.raises(InputError, match="knows no classes"):
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"labels": torch.tensor([1])}, "knows no classes; leave labels out"),
+        ({"scale": 2.0}, "nothing that guidance could stress; leave scale out"),
+    ],
+)
+def test_a_model_without_classes_cannot_be_guided(ddpm, how, reason):
+    with pytest.raises(InputError, match=reason):
         recipes.sample(ddpm, [0], 2, **how)
 
 

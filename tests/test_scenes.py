@@ -4,13 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from mnistlib.captions import parse
-from mnistlib.data import Digits, mnist
+from mnistlib.data import Digits
 from mnistlib.grammar import COLOURS, SLANTS, STROKES, Glyph
 from mnistlib.readers import PALETTE
 from mnistlib.scenes import (
@@ -29,14 +30,13 @@ from mnistlib.types import InputError
 @pytest.fixture(scope="module")
 def digits():
     """Return 1,000 real digits."""
-    images, labels, source = mnist(source="small")
-    return Digits(images[:1000], labels[:1000], source)
+    return tiny.painting()[1]
 
 
 @pytest.fixture(scope="module")
-def pool(digits):
+def pool():
     """Return them measured."""
-    return measured(digits)
+    return tiny.painting()[0]
 
 
 def scenes_of(pool, count, **how):

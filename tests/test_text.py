@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_attention import alive, close, numbers
 from torch import nn
+from torch.nn import functional as F
 
 from mnistlib.settings import from_dict
 from mnistlib.text import (
@@ -68,23 +69,26 @@ def test_vocabulary_of_texts():
 
 
 def test_tokens_are_start_words_padding():
-    """Word number i of the vocabulary has the id i + 2, in the order of the prompt."""
+    """Word number i of the vocabulary has the id i + 2, in the order of the prompt.
+
+    The longest prompt has no padding, however long one may be.
+    """
     ids, mask = Tokenizer(WORDS, 6)(["a red seven", "", "红色七 7"])
     assert ids.tolist() == [[1, 2, 8, 9, 0], [1, 0, 0, 0, 0], [1, 13, 14, 12, 11]]
-    assert mask.tolist() == [[True] * 4 + [False] * 2, [True] + [False] * 5, [True] * 5 + [False]]
+    assert mask.tolist() == [[True] * 4 + [False], [True] + [False] * 4, [True] * 5]
     assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
 
 
 def test_no_prompts_are_no_rows():
     ids, mask = Tokenizer(WORDS, 6)([])
-    assert ids.shape == mask.shape == (0, 6)
+    assert ids.shape == mask.shape == (0, 1)
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\t\n"])
 def test_the_empty_prompt_is_the_start_alone(prompt):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Tokenizer(WORDS, 4)([prompt]).ids.tolist() == [[1, 0, 0, 0]]
+        assert Tokenizer(WORDS, 4)([prompt]).ids.tolist() == [[1]]
 
 
 def test_unknown_words_are_named_with_their_neighbours_and_left_out():
@@ -171,7 +175,7 @@ def test_encoder_matches_torchs_layers():
     encoder = alive(TextEncoder(CONFIG))
     ids, mask = encoder.tokenize(["a red seven", "", "a red 7 left of a"])
     x = torch.stack([encoder.word.weight[row] for row in ids])
-    x = x + torch.stack([encoder.position[place] for place in range(8)])
+    x = x + torch.stack([encoder.position[place] for place in range(7)])
     for block in encoder.blocks:
         x = as_torch(block, 16, 2)(x, src_key_padding_mask=~mask)
     x = nn.functional.layer_norm(x, (16,), encoder.norm.weight, encoder.norm.bias)
@@ -180,7 +184,7 @@ def test_encoder_matches_torchs_layers():
     close(found.vector, x[:, 0])
     assert torch.equal(found.mask, mask)
     assert found.vector.shape == (3, 16)
-    assert found.tokens.shape == (3, 8, 16)
+    assert found.tokens.shape == (3, 7, 16)
 
 
 def test_padding_never_changes_what_is_said():
@@ -191,25 +195,20 @@ def test_padding_never_changes_what_is_said():
     other = encoder(ids.masked_fill(~mask, 5), mask)
     assert torch.equal(before.vector, other.vector)
     assert torch.equal(before.tokens[mask], other.tokens[mask])
-    short = encoder_of(encoder, max_length=4).encode(["a red seven", ""])
-    close(short.tokens[short.mask], before.tokens[mask])
-    close(short.vector, before.vector)
-
-
-def encoder_of(encoder, **changes):
-    """Return an encoder with the same weights but for the places that it lacks."""
-    config = replace(encoder.config, **changes)
-    other, weights = TextEncoder(config).eval(), encoder.state_dict()
-    weights["position"] = weights["position"][: config.max_length]
-    other.load_state_dict(weights)
-    return other
+    more = encoder(*(F.pad(part, [0, 4]) for part in (ids, mask)))
+    close(more.tokens[:, :4][mask], before.tokens[mask])
+    close(more.vector, before.vector)
 
 
 def test_prompts_of_a_batch_do_not_mix():
-    encoder, prompts = alive(TextEncoder(CONFIG)), ["a red seven", "", "红色七"]
+    """A prompt alone says what it says beside longer ones."""
+    encoder, prompts = alive(TextEncoder(CONFIG)), ["a red seven", "", "红色七", "a 7 left of a 七"]
     together = encoder.encode(prompts)
     for i, prompt in enumerate(prompts):
-        close(together.tokens[i : i + 1], encoder.encode([prompt]).tokens)
+        alone = encoder.encode([prompt])
+        assert alone.mask.all()
+        close(together.tokens[i, together.mask[i]], alone.tokens[0])
+        close(together.vector[i], alone.vector[0])
 
 
 def test_each_word_and_its_place_matter():

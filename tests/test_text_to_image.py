@@ -52,7 +52,7 @@ def test_prompts_change_their_own_image(way):
 
 @pytest.mark.parametrize(
     ("way", "vector", "tokens"),
-    [("both", 16, (2, 6, 12)), ("vector", 16, None), ("tokens", None, (2, 6, 12))],
+    [("both", 16, (2, 4, 12)), ("vector", 16, None), ("tokens", None, (2, 4, 12))],
 )
 def test_each_way_tells_what_its_name_says(way, vector, tokens):
     cond = network_of(way).of_prompts(["a red seven", ""])
@@ -100,11 +100,21 @@ def test_padding_never_reaches_the_picture():
     assert torch.equal(before, after)
 
 
+@every_way
+def test_a_prompt_beside_a_longer_one_says_the_same(way):
+    network, prompts = network_of(way), ["a red seven", "a red seven on blue", ""]
+    x, t = numbers(3, 1, 8, 8), torch.tensor([5, 400, 900])
+    together = network(x, t, network.of_prompts(prompts))
+    for i, prompt in enumerate(prompts):
+        alone = network(x[i : i + 1], t[i : i + 1], network.of_prompts([prompt]))
+        close(together[i : i + 1], alone)
+
+
 def test_words_of_a_picture_can_be_watched():
     """Each attending layer, at its own resolution; the padding gets nothing."""
     network = network_of()
     with attention_maps(network) as maps:
-        network(X, T, network.of_prompts(["a red seven", ""]))
+        network(X, T, network.of_prompts(["a red seven on blue", ""]))
     places = {name: tuple(weights.shape) for name, weights in maps.items()}
     fine, coarse = (2, 2, 64, 6), (2, 2, 16, 6)
     assert places == {
@@ -115,8 +125,9 @@ def test_words_of_a_picture_can_be_watched():
         "unet.up.1.0.1.blocks.0.read": coarse,
     }
     for weights in maps.values():
-        assert (weights[0, ..., 4:] == 0).all()
+        assert (weights[0] > 0).all()
         assert (weights[1, ..., 0] == 1).all(), "the empty prompt has its start only"
+        assert (weights[1, ..., 1:] == 0).all()
 
 
 # ---- guidance ------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.nn import functional as F
 
 from mnistlib import checkpoints, cli, latent, recipes, watch
-from mnistlib.data import generator_for, mnist, to_images, to_uint8
+from mnistlib.data import Digits, generator_for, holdout, mnist, to_images, to_uint8
 from mnistlib.journal import read_rows
+from mnistlib.prompt_jobs import SHOWN
+from mnistlib.scenes import draw_captions, draw_scenes, measured
 from mnistlib.schedules import cosine
 from mnistlib.train import TrainStep, learning_rate
 from mnistlib.types import InputError
@@ -140,11 +142,7 @@ def by_hand(name, model):
     order = torch.randperm(8, generator=generator_for(0, 0, 8))
     images, labels = to_images(mnist().images[-20:][order]), mnist().labels[-20:][order]
     if name == "vae":
-        posterior = model.encode(images)
-        eps = torch.randn(8, 4, 8, 8, generator=generator_for(0, 0))
-        error = (model.decode(posterior.mean + (posterior.log_var / 2).exp() * eps) - images) ** 2
-        kl = (posterior.mean**2 + posterior.log_var.exp() - 1 - posterior.log_var) / 2
-        return ((error.sum() + 0.05 * kl.sum()) / images.numel(),)
+        return (vae_by_hand(model, images, 0),)
     generator = generator_for(0, 0)
     x_0 = latent.encode(recipes.find("vae").model, images)
     t = torch.randint(1, 1001, (8,), generator=generator)
@@ -164,15 +162,29 @@ def by_hand(name, model):
     return tuple(found)
 
 
+@torch.no_grad()
+def vae_by_hand(model, images, step):
+    """Return the loss of eight images, with the noise of a step."""
+    posterior = model.encode(images)
+    eps = torch.randn(8, 4, 8, 8, generator=generator_for(0, step))
+    error = (model.decode(posterior.mean + (posterior.log_var / 2).exp() * eps) - images) ** 2
+    kl = (posterior.mean**2 + posterior.log_var.exp() - 1 - posterior.log_var) / 2
+    return float((error.sum() + 0.05 * kl.sum()) / images.numel())
+
+
 @pytest.mark.parametrize("name", ["vae", "latent"])
 def test_pictures_are_of_the_averaged_weights(name):
-    """Ten held-out digits over what comes back of them; ten samples of the first noises."""
+    """Ten held-out digits over what comes back of them; ten samples of the first noises.
+
+    The digits are the first that are measured; a batch holds eight.
+    """
     settings = settings_of(name)
     for step in watched(name, settings, "out"):
         if step.step == EVERY:
             break
     if name == "vae":
-        digits = to_images(mnist().images[-20:-10])
+        first = torch.randperm(20, generator=generator_for(0, 0, 20))[:10]
+        digits = to_images(mnist().images[-20:][first])
         images = torch.cat([digits, latent.decode(step.ema, latent.encode(step.ema, digits))])
     else:
         model = recipes.Trained(step.ema, settings, {}, recipes.find("vae").model)
@@ -181,6 +193,52 @@ def test_pictures_are_of_the_averaged_weights(name):
     sheet = torch.from_numpy(pixels(path).copy())
     cells = sheet[1:, 1:].unfold(0, 32, 33).unfold(1, 32, 33).flatten(0, 1)
     assert (cells.int() - to_uint8(images[:, 0]).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", ["rgb_vae", "text_to_image"])
+def test_trainings_on_scenes_are_watched_on_scenes_of_held_out_digits(name, scene_vae, monkeypatch):
+    """Losses by hand; ten scenes over what comes back, or the ten prompts of every training."""
+    monkeypatch.setattr(watch, "COUNT", 16)
+    changes = {"rgb_vae": {"judged": "2"}, "text_to_image": FEW | {"vae": str(scene_vae)}}[name]
+    settings = settings_of(name, held_out="20", **changes)
+    for step in watched(name, settings, "out"):
+        if step.step == EVERY:
+            break
+    digits, before = holdout(mnist(), 20)[1], recipes.load(scene_vae).model
+    some = Digits(digits.images[:16], digits.labels[:16], digits.source)
+    painted = draw_scenes(measured(some), 0, range(16))
+    if name == "rgb_vae":
+        given = painted.images[:10]
+        images = torch.cat([given, latent.decode(step.ema, latent.encode(step.ema, given))])
+        losses = [vae_by_hand(step.ema, painted.images[8 * k :][:8], k) for k in (0, 1)]
+    else:
+        model = recipes.Trained(step.ema, settings, {}, before)
+        images = recipes.sample(model, range(10), 2, prompts=SHOWN, scale=2.0)
+        latents = latent.encode(before, painted.images)
+        losses = [prompts_by_hand(step.ema, latents, painted.scenes, k) for k in (0, 1)]
+    [(_, loss)] = read_rows("out/validation.csv")
+    assert loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+    [path] = Path("out").glob("*_00003.png")
+    with Image.open(path) as picture:
+        sheet = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)
+    cells = sheet[:, 1:, 1:].unfold(1, 32, 33).unfold(2, 32, 33).flatten(1, 2).transpose(0, 1)
+    assert (cells.int() - to_uint8(images).int()).abs().max() <= 1
+
+
+@torch.no_grad()
+def prompts_by_hand(model, latents, scenes, step):
+    """Return the loss of eight scenes, told their captions, of which about a tenth are hidden."""
+    i = torch.randperm(16, generator=generator_for(0, 0, 16))[8 * step :][:8]
+    x_0, generator = latents[i], generator_for(0, step)
+    t = torch.randint(1, 1001, (8,), generator=generator)
+    eps = torch.randn(x_0.shape, generator=generator)
+    said = draw_captions([scenes[j] for j in i], 0, range(8 * step, 8 * step + 8))
+    hidden = torch.rand(8, generator=generator) < 0.1
+    told = ["" if h else caption.text for h, caption in zip(hidden, said, strict=True)]
+    a = cosine().alpha_bar[t].view(-1, 1, 1, 1)
+    alpha, sigma = a.sqrt().float(), (1 - a).sqrt().float()
+    answer = model(alpha * x_0 + sigma * eps, t, model.of_prompts(told))
+    return float(F.mse_loss(answer, alpha * eps - sigma * x_0))
 
 
 def test_the_curve_is_the_journal_and_the_measurements(monkeypatch):

@@ -6,19 +6,23 @@ the tests of ``fit`` kill it.
 
 import hashlib
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mnistlib import checkpoints, recipes
 from mnistlib.classifier import DigitFeatures, DigitFeaturesConfig
-from mnistlib.data import batch_indices, generator_for, holdout
+from mnistlib.data import Digits, batch_indices, generator_for, holdout, mnist
 from mnistlib.jobs import LabelledBatch
+from mnistlib.scenes import measured
 from mnistlib.train import TrainConfig, fit
+from mnistlib.vae import Posterior
 
 CONFIG = TrainConfig(steps=150, lr=1e-2, warmup=10, ema=0.9, checkpoint_every=7, seed=3)
 
@@ -60,6 +64,14 @@ def stand_among_made_digits(folder, patch, module):
     patch.chdir(folder)
 
 
+def hold_out_few(patch):
+    """Let the smoke profiles of scenes hold out 20 digits, not 200; there are 100 made ones."""
+    for name in ("rgb_vae", "text_to_image"):
+        recipe = recipes.RECIPES[name]
+        few = recipe._replace(smoke=replace(recipe.smoke, held_out=20))
+        patch.setitem(recipes.RECIPES, name, few)
+
+
 def write_weights(folder, trainings):
     """Train recipes, {name: settings}, on made digits; lay them out like the shipped weights."""
     with pytest.MonkeyPatch.context() as patch:
@@ -71,6 +83,41 @@ def write_weights(folder, trainings):
             checkpoints.save(path, last.model, asdict(last.settings), last.record)
             write_manifest(folder)
     return folder
+
+
+def train_scene_vae(folder):
+    """Train an autoencoder of scenes for a moment on made digits; return its file."""
+    few = {"held_out": "20", "steps": "5", "judged": "4", "checkpoint_every": "5"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNISTLIB_DATA", str(write_mnist(folder / "digits")))
+        settings = recipes.settings_of("rgb_vae", "smoke", few)
+        *_, _ = recipes.train("rgb_vae", settings, profile="smoke", out=folder)
+    return folder / "rgb_vae.safetensors"
+
+
+@cache
+def painting():
+    """Return 1,000 real digits to paint with, measured, and as they were."""
+    images, labels, source = mnist(source="small")
+    some = Digits(images[:1000], labels[:1000], source)
+    return measured(some), some
+
+
+class Clear(nn.Module):
+    """Stand for an autoencoder of scenes that loses nothing: its latents are the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(3, 1, 1))
+        self.register_buffer("scale", torch.ones(3, 1, 1))
+
+    def encode(self, x):
+        """Return the picture."""
+        return Posterior(x, torch.zeros_like(x))
+
+    def decode(self, z):
+        """Return the picture."""
+        return z
 
 
 def numbers(*shape, seed=0, dtype=torch.float32):
