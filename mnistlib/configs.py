@@ -227,8 +227,11 @@ class FolderVaeSettings(VaeSettings):
     judged: int = 128
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.size % self.model.down:
-            raise InputError(f"size must be a multiple of {self.model.down}, got {self.size}")
+        if self.size < 1 or self.size % self.model.down or self.judged < 1:
+            raise InputError(
+                f"size must be a multiple of {self.model.down}, and judged be 1 or more; "
+                f"got {self.size} and {self.judged}"
+            )
 
 
 @dataclass(frozen=True)

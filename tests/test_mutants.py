@@ -307,7 +307,7 @@ UNET = [
 TEXT = [
     Mutant("text", "+ self.position", "+ self.position.roll(1, 0)",
            "test_encoder_matches_torchs_layers"),
-    Mutant("text", "self.word(ids) + self.position", "self.word(ids)",
+    Mutant("text", " + self.position[: ids.shape[1]]", "",
            "test_each_word_and_its_place_matter"),
     Mutant("text", "(x), mask=mask)\n        return x +", "(x))\n        return x +",
            "test_padding_never_changes_what_is_said"),
@@ -358,8 +358,6 @@ OBEDIENCE = [
     Mutant("obedience", "ASKED[len(scene.glyphs)]", "ASKED[1]", "test_shares_are_counted"),
     Mutant("obedience", "for each in asked if each]", "for each in asked]",
            "test_shares_are_counted"),
-    Mutant("obedience", "if any(asked):", "if shares:",
-           "test_nothing_is_asked_for_where_nothing_is_named"),
 ]
 VAE_JOBS = [
     Mutant("vae_jobs", "range(step * B, (step + 1) * B)", "range(B)", "test_no_scene_comes_twice"),
@@ -378,7 +376,7 @@ PROMPT_JOBS = [
     Mutant("prompt_jobs", "range(step * B, (step + 1) * B)", "range(B)",
            "test_a_scene_is_described_anew_each_time"),
     Mutant("prompt_jobs", "draw_captions(shown, seed,", "draw_captions(shown, 0,",
-           "test_captions_of_other_seeds_are_others"),
+           "test_a_scene_is_described_anew_each_time"),
     Mutant("prompt_jobs", "two=settings.two)", "two=settings.two, unseen=True)",
            "test_scenes_are_those_of_their_numbers_and_hold_nothing_back_for_the_test"),
     Mutant("prompt_jobs", "part.tolist(), two", "range(len(part)), two",

@@ -55,22 +55,25 @@ def test_pictures_are_what_their_captions_say():
     assert len(batch.x_0.unique(dim=0)) == 64
 
 
-def test_a_scene_is_described_anew_each_time():
-    """Each epoch shows every scene once, in other words, at other times and with other noise."""
-    _, batch_at = job_of(scenes=16, batch_size=16, label_dropout=0)
+def test_each_epoch_shows_every_scene_once():
+    """At other times, with other noise; the same batch is the same again."""
+    _, batch_at = job_of(scenes=16, batch_size=16)
     first, second, again = batch_at(0, 0), batch_at(0, 1), batch_at(0, 1)
     for batch in (first, second):
         order = torch.cdist(batch.x_0.flatten(1), first.x_0.flatten(1)).argmin(1)
         assert sorted(order.tolist()) == list(range(16))
-    assert [*captions_of(second)] == [*captions_of(again)]
-    assert len({*captions_of(first)} & {*captions_of(second)}) < 3
     assert not torch.equal(first.t, second.t)
-    assert not torch.isclose(first.eps, second.eps).any(1).all()
+    assert not torch.isclose(first.eps, second.eps).flatten(1).all(1).any()
+    assert all(torch.equal(a, b) for a, b in zip(second, again, strict=True))
 
 
-def test_captions_of_other_seeds_are_others():
-    _, batch_at = job_of(scenes=16, batch_size=16, label_dropout=0)
-    assert len({*captions_of(batch_at(0, 0))} & {*captions_of(batch_at(1, 0))}) < 3
+def test_a_scene_is_described_anew_each_time():
+    """One scene alone, 16 times a batch: other words at each step, and with each seed."""
+    _, batch_at = job_of(scenes=1, batch_size=16, label_dropout=0)
+    said = [{*captions_of(batch_at(*of))} for of in ((0, 0), (0, 1), (1, 0))]
+    assert all(len(captions) > 12 for captions in said)
+    for other in said[1:]:
+        assert len(said[0] & other) < 5
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.6])
