@@ -99,8 +99,9 @@ def test_an_epoch_shows_each_picture_once(world):
     assert batch_at(0, 0).eps.shape == (4, 4, 4, 4)
 
 
-def test_latents_come_with_their_own_captions(world):
-    """Of which some are hidden; nothing but these words can be told."""
+def test_latents_come_with_their_own_captions(world, monkeypatch):
+    """Of which some are hidden. The pictures are encoded in parts, which meet without a seam."""
+    monkeypatch.setattr(folder_jobs, "AT_ONCE", 5)
     pictures, vae = captioned_folder("shapes"), found("folder_vae").model
     settings = settings_of("captioned_folder", batch_size="12", held_out="0", label_dropout="0.25")
     _, batch_at = RECIPES["captioned_folder"].job(settings, pictures, vae)
@@ -171,8 +172,11 @@ def test_judged_autoencoder(world):
 
 def test_judged_diffusion(world):
     """The loss on the two pictures held out, written out; batches of four show each twice."""
-    trained = found("captioned_folder")
-    pictures = captioned_folder("shapes").part(slice(-2, None))
+    trained, pictures = found("captioned_folder"), captioned_folder("shapes").part(slice(-2, None))
+    assert trained.record["metrics"].keys() == {"pictures", "held_out", "loss", "loss_untold"}
+    trained = trained._replace(model=tiny.alive(trained.model))  # it hears the words at last
+    metrics = folder_jobs.judge_folder(trained, captioned_folder("shapes"), pictures, None)
+    assert (metrics["pictures"], metrics["held_out"]) == (2, True)
     x_0, order = latent.encode(trained.vae, read_pictures(pictures.paths, 32)), []
     for epoch in (0, 1):
         order += torch.randperm(2, generator=generator_for(0, epoch, 2)).tolist()
@@ -184,7 +188,10 @@ def test_judged_diffusion(world):
     for key, said in [("loss", [pictures.texts[i] for i in order]), ("loss_untold", [""])]:
         with torch.no_grad():
             expected = F.mse_loss(trained.model(x_t, t, trained.model.of_prompts(said)), v)
-        assert trained.record["metrics"][key] == pytest.approx(float(expected), rel=1e-4)
+        assert metrics[key] == pytest.approx(float(expected), rel=1e-4)
+    assert metrics["loss"] != pytest.approx(metrics["loss_untold"], rel=1e-3)
+    seen = folder_jobs.judge_folder(trained, captioned_folder("shapes"), None, None)
+    assert (seen["pictures"], seen["held_out"]) == (4, False)
 
 
 # ---- kept, resumed, loaded, asked ----------------------------------------------------------
