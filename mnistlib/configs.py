@@ -15,9 +15,12 @@ __all__ = [
     "ClassifierSettings",
     "DiffusionSettings",
     "FeatureSettings",
+    "FolderSettings",
+    "FolderVaeSettings",
     "JointSettings",
     "LatentSettings",
     "PromptSettings",
+    "ReaderSettings",
     "SceneVaeSettings",
     "Settings",
     "VaeSettings",
@@ -165,28 +168,37 @@ class SceneVaeSettings(VaeSettings):
 
 
 @dataclass(frozen=True)
-class PromptSettings(LatentSettings):
+class ReaderSettings(LatentSettings):
+    """Settings of a latent diffusion that reads captions.
+
+    Attributes:
+        label_dropout: share of the captions that the empty one replaces.
+        max_length, text_width, text_layers, text_heads: see ``TextConfig``.
+        pooled: see ``TextToImageConfig``; the words reach the UNet where its ``context_dim`` is
+            not 0.
+    """
+
+    max_length: int = 64
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    pooled: bool = True
+
+
+@dataclass(frozen=True)
+class PromptSettings(ReaderSettings):
     """Settings of a latent diffusion that reads captions of scenes.
 
     Attributes:
         scenes: how many scenes are painted and encoded before the training, to draw from; their
             captions are new each time.
         two: as in ``SceneVaeSettings``.
-        label_dropout: share of the captions that the empty one replaces.
-        max_length, text_width, text_layers, text_heads: see ``TextConfig``.
-        pooled: see ``TextToImageConfig``; the words reach the UNet where its ``context_dim`` is
-            not 0.
         judged: how many samples of each kind the finished model is judged with.
     """
 
     vae: str = "rgb_vae"
     scenes: int = 160_000
     two: float = 0.5
-    max_length: int = 64
-    text_width: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    pooled: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,6 +209,52 @@ class PromptSettings(LatentSettings):
             )
         if not self.vae:
             raise InputError("captions need an autoencoder of coloured scenes; name one with vae")
+
+
+@dataclass(frozen=True)
+class FolderVaeSettings(VaeSettings):
+    """Settings of an autoencoder of the pictures in a folder.
+
+    Attributes:
+        folder: see ``folders.captioned_folder``.
+        size: sides of the squares that the pictures are made, in pixels.
+        judged: how many pictures the latent scale and the finished model are measured on, at most.
+        held_out: how many of the folder's last pictures are kept from the training.
+    """
+
+    folder: str = ""
+    size: int = 512
+    judged: int = 128
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.size % self.model.down or self.judged < 1:
+            raise InputError(
+                f"size must be a multiple of {self.model.down}, and judged be 1 or more; "
+                f"got {self.size} and {self.judged}"
+            )
+
+
+@dataclass(frozen=True)
+class FolderSettings(ReaderSettings):
+    """Settings of a latent diffusion that reads the captions of the pictures in a folder.
+
+    Attributes:
+        folder, size, held_out: as in ``FolderVaeSettings``.
+        max_length: the most tokens of a caption, the start included; longer ones are cut.
+        judged: how many pictures the finished model is judged with, at most.
+    """
+
+    vae: str = "runs/folder_vae/folder_vae.safetensors"
+    folder: str = ""
+    size: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1 or self.max_length < 2 or not self.vae:
+            raise InputError(
+                f"size must be positive, max_length 2 or more, and vae name an autoencoder; "
+                f"got {self.size}, {self.max_length} and {self.vae!r}"
+            )
 
 
 Settings = FeatureSettings | DiffusionSettings | VaeSettings | ClassifierSettings

@@ -4,12 +4,16 @@ A schedule takes it for granted that clean data spreads about as wide as the noi
 until they are shifted and scaled. "Latents" below always means the scaled ones, (B, Z, h, w).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from mnistlib.vae import Vae
 
 __all__ = ["decode", "encode", "latent_shape", "measure_scale"]
+
+PIXELS = 2**20  # that an autoencoder looks at together: a hundred digits, but few large pictures
 
 
 @torch.no_grad()
@@ -39,7 +43,8 @@ def encode(vae: Vae, images: Tensor, batch_size: int = 100) -> Tensor:
 @torch.no_grad()
 def decode(vae: Vae, latents: Tensor, batch_size: int = 100) -> Tensor:
     """Latents (N, Z, h, w) -> images (N, C, H, W) clipped to [-1, 1], on the CPU."""
-    parts = latents.to(vae.scale.device).split(batch_size)
+    pixels = 64 * math.prod(latents.shape[2:])  # at most: no autoencoder halves more than thrice
+    parts = latents.to(vae.scale.device).split(_fitting(batch_size, pixels))
     return torch.cat([vae.decode(z / vae.scale + vae.shift).clamp(-1, 1).cpu() for z in parts])
 
 
@@ -50,5 +55,11 @@ def latent_shape(vae: Vae, size: int = 32) -> tuple[int, int, int]:
 
 
 def _means(vae: Vae, images: Tensor, batch_size: int) -> Tensor:
-    device = vae.scale.device
-    return torch.cat([vae.encode(x.to(device)).mean.cpu() for x in images.split(batch_size)])
+    device, pixels = vae.scale.device, math.prod(images.shape[2:])
+    parts = images.split(_fitting(batch_size, pixels))
+    return torch.cat([vae.encode(x.to(device)).mean.cpu() for x in parts])
+
+
+def _fitting(batch_size: int, pixels: int) -> int:
+    """How many pictures of so many pixels are looked at together."""
+    return max(1, min(batch_size, PIXELS // pixels))

@@ -1,29 +1,24 @@
-"""The training on captioned scenes: what it learns from, and how its obedience is judged.
+"""The training on captioned scenes: what it learns from, and how its obedience is judged."""
 
-Legend: B scenes of a batch, L tokens of a prompt.
-"""
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mnistlib import grammar, latent
 from mnistlib.configs import PromptSettings
-from mnistlib.data import Digits, batch_indices, generator_for
+from mnistlib.data import Digits
 from mnistlib.grammar import Scene
-from mnistlib.guidance import bind
 from mnistlib.jobs import Find
+from mnistlib.losses import reading
 from mnistlib.obedience import KINDS, SEEN, agreements, draw_prompts, obedience
-from mnistlib.objective import NoisyBatch, diffusion_loss, drop_captions
 from mnistlib.scenes import Pool, draw_captions, draw_scenes, measured
-from mnistlib.schedules import make_schedule
 from mnistlib.text import TextConfig, Tokenizer, vocabulary_of
 from mnistlib.text_to_image import TextToImage, TextToImageConfig
 from mnistlib.trained import Trained, sample_in_batches
 from mnistlib.vae import Vae
 
-__all__ = ["SHOWN", "PromptBatch"]
+__all__ = ["SHOWN"]
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)  # the guidance scales of which the judge takes the best
 
@@ -40,16 +35,6 @@ SHOWN = (
     "",
 )
 """What a training is asked to draw, to look at."""
-
-
-class PromptBatch(NamedTuple):
-    """A ``NoisyBatch`` with the captions that the network is told, as ``Tokens``: (B, L) each."""
-
-    x_0: Tensor
-    t: Tensor
-    eps: Tensor
-    ids: Tensor
-    mask: Tensor
 
 
 # ---- the training ----------------------------------------------------------------------------
@@ -69,26 +54,14 @@ def prompt_job(settings: PromptSettings, digits: Digits, vae: Vae):
     The scenes are painted and encoded once, here; each time that one comes, it is described anew.
     """
     latents, scenes = encoded(settings, measured(digits), vae)
-    schedule, B = make_schedule(settings.schedule, settings.T), settings.batch_size
     tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
-    indices = batch_indices(len(scenes), B)
 
-    def batch_at(seed: int, step: int) -> PromptBatch:
-        i, generator = indices(seed, step), generator_for(seed, step)
-        t = torch.randint(1, settings.T + 1, (B,), generator=generator)
-        eps = torch.randn(latents[i].shape, generator=generator)
-        shown = [scenes[j] for j in i.tolist()]
+    def captions_at(seed: int, step: int, i: Tensor) -> list[str]:
+        shown, B = [scenes[j] for j in i.tolist()], len(i)
         said = draw_captions(shown, seed, range(step * B, (step + 1) * B))
-        told = drop_captions([c.text for c in said], settings.label_dropout, generator=generator)
-        return PromptBatch(latents[i], t, eps, *tokenize(told))
+        return [caption.text for caption in said]
 
-    def loss(model: TextToImage, batch: PromptBatch) -> Tensor:
-        told = bind(model, model.of_tokens(batch.ids, batch.mask))
-        return diffusion_loss(
-            told, NoisyBatch(*batch[:3]), schedule, settings.predicts, settings.weighting
-        )
-
-    return loss, batch_at
+    return reading(settings, latents, tokenize, captions_at)
 
 
 def encoded(settings: PromptSettings, pool: Pool, vae: Vae) -> tuple[Tensor, list[Scene]]:

@@ -24,10 +24,11 @@ from mnistlib.configs import (
     Settings,
     VaeSettings,
 )
-from mnistlib.data import Digits, holdout, mnist, named_root, write_atomically
+from mnistlib.data import write_atomically
 from mnistlib.journal import Journal
 from mnistlib.registry import RECIPES, Recipe
 from mnistlib.settings import as_json, check_unchanged, from_dict, override
+from mnistlib.sources import Data, described, learnt, unseen
 from mnistlib.train import TrainStep, fit, pick_device
 from mnistlib.trained import Trained, balanced_labels, denoising, sample, sample_in_batches
 from mnistlib.types import InputError
@@ -158,6 +159,7 @@ def train(
         name: a key of ``RECIPES``.
         settings: see ``settings_of``.
         profile: "smoke" takes the data of a named root or the small set; "full" the full MNIST.
+            A recipe of your own pictures takes those of the ``folder`` in its settings.
         out: folder for ``state.safetensors``, ``journal.csv``, snapshots ``step_00050.safetensors``
             and the result ``NAME.safetensors``; None keeps everything in memory.
         resume: go on from the state in ``out``.
@@ -166,9 +168,7 @@ def train(
     """
     recipe = _recipe(name)
     before = None if init is None else load(init)
-    digits, test = _data(profile)
-    if settings.held_out:
-        digits, _ = holdout(digits, settings.held_out)
+    digits, test = learnt(settings, profile)
     autoencoder = autoencoder_of(settings)
     vae = None if autoencoder is None else autoencoder.model.to(pick_device())
     inherited = {} if autoencoder is None else {"vae": autoencoder.record["sha256"]}
@@ -201,7 +201,7 @@ def train(
     record |= {
         "recipe": name,
         "profile": profile,
-        "data": {"source": digits.source, "sha256": digits.sha256(), "digits": len(digits.labels)},
+        "data": described(digits),
         "seed": settings.train.seed,
         "device": str(next(network.parameters()).device),
         "seconds": round(journal.seconds, 1),
@@ -220,7 +220,7 @@ def train(
 
 
 def begin(
-    name: str, settings: Settings, digits: Digits, vae: Vae | None = None
+    name: str, settings: Settings, digits: Data, vae: Vae | None = None
 ) -> tuple[nn.Module, Callable, Callable]:
     """What ``fit`` needs to start a recipe: the fresh network, its loss and its batches.
 
@@ -231,27 +231,6 @@ def begin(
         torch.manual_seed(settings.train.seed)
         network = recipe.network(settings).to(memory_format=torch.channels_last)
     return network, *recipe.job(settings, digits, vae)
-
-
-def unseen(settings: Settings, profile: str) -> tuple[str, Digits]:
-    """Digits that a training does not learn from, and what a measurement on them is called.
-
-    "validation": the training digits that the settings hold out. A choice may rest on them, such
-    as which step was the best. "test": where nothing is held out, because the settings are chosen
-    and the final training learns from every digit, only test digits are left. One may look at
-    them while it runs, and report them; a choice that rests on them would make them training data.
-
-    A model of latents inherits an autoencoder, which should have held out the same digits.
-
-    Raises:
-        InputError: there are neither.
-    """
-    digits, test = _data(profile)
-    if settings.held_out:
-        return "validation", holdout(digits, settings.held_out)[1]
-    if test is None:
-        raise InputError("the small set has no test digits to watch; set held_out to 500, say")
-    return "test", test
 
 
 def autoencoder_of(settings: Settings) -> Trained | None:
@@ -295,14 +274,6 @@ def _recipe(name: str) -> Recipe:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}"
         raise InputError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[name]
-
-
-def _data(profile: str) -> tuple[Digits, Digits | None]:
-    """Training digits, and the test digits where they can be had."""
-    if profile == "smoke" and named_root() is None:
-        return mnist(source="small"), None
-    digits = mnist(source="auto" if profile == "smoke" else "full")
-    return digits, mnist(train=False)
 
 
 def _check_manifest(path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mnistlib import jobs, prompt_jobs, vae_jobs
+from mnistlib import folder_jobs, jobs, prompt_jobs, vae_jobs
 from mnistlib.classifier import (
     DigitFeatures,
     DigitFeaturesConfig,
@@ -17,6 +17,8 @@ from mnistlib.configs import (
     ClassifierSettings,
     DiffusionSettings,
     FeatureSettings,
+    FolderSettings,
+    FolderVaeSettings,
     JointSettings,
     LatentSettings,
     PromptSettings,
@@ -40,7 +42,8 @@ class Recipe(NamedTuple):
         network: settings -> untrained network.
         job: (settings, training digits, autoencoder or None) -> the loss and the batches that
             ``fit`` needs.
-        judge: (trained, training digits, test digits or None, ``find``) -> metrics.
+        judge: (trained, training digits, test digits or None, ``find``) -> metrics. A recipe of
+            your own pictures gets these where others get digits, see ``sources.learnt``.
     """
 
     full: Settings
@@ -98,7 +101,30 @@ _SMOKE_PROMPT = PromptSettings(
     text_layers=1,
     text_heads=2,
 )
-
+_FOLDER = FolderSettings(  # for latents of 4x64x64
+    model=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        widths=(64, 128, 192, 256),
+        attention=(1, 2, 3),
+        time_dim=256,
+        depth=1,
+        context_dim=128,
+    ),
+    train=TrainConfig(steps=60_000, lr=5e-4, warmup=1000, ema=0.9995, checkpoint_every=250),
+    batch_size=32,
+    judged=128,
+    judge_steps=25,
+    snapshots=(),
+)
+_SMOKE_FOLDER = FolderSettings(
+    **_fields_of(_SMOKE)
+    | {"model": _SMOKE_PROMPT.model, "batch_size": 4, "judged": 4, "held_out": 2},
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
+    size=32,
+)
 
 RECIPES: dict[str, Recipe] = {
     "digit_features": Recipe(
@@ -181,5 +207,30 @@ RECIPES: dict[str, Recipe] = {
         network=prompt_jobs.text_to_image,
         job=prompt_jobs.prompt_job,
         judge=prompt_jobs.judge_prompts,
+    ),
+    "folder_vae": Recipe(
+        full=FolderVaeSettings(
+            model=VaeConfig(in_channels=3, widths=(32, 64, 96, 128), heads=1),
+            train=TrainConfig(steps=20_000, lr=1e-3, warmup=500, ema=0.999, checkpoint_every=250),
+            batch_size=8,
+        ),
+        smoke=FolderVaeSettings(
+            model=VaeConfig(in_channels=3, widths=(8, 8, 16, 16)),
+            train=_QUICK,
+            batch_size=4,
+            held_out=2,
+            size=32,
+            judged=4,
+        ),
+        network=lambda s: Vae(s.model),
+        job=folder_jobs.folder_vae_job,
+        judge=folder_jobs.judge_folder_vae,
+    ),
+    "captioned_folder": Recipe(
+        full=_FOLDER,
+        smoke=_SMOKE_FOLDER,
+        network=folder_jobs.network,
+        job=folder_jobs.folder_job,
+        judge=folder_jobs.judge_folder,
     ),
 }

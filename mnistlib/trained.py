@@ -90,7 +90,9 @@ class Trained(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what a diffusion model denoises."""
         channels = self.settings.model.in_channels
-        return (channels, 32, 32) if self.vae is None else latent.latent_shape(self.vae)
+        if self.vae is None:
+            return channels, 32, 32
+        return latent.latent_shape(self.vae, getattr(self.settings, "size", 32))
 
     def pictures(self, x_0: Tensor) -> Tensor:
         """What the model draws (B, C, H, W) -> images on the CPU, clipped to [-1, 1]."""

@@ -1,32 +1,16 @@
-"""Trainings of autoencoders, of digits and of coloured scenes, and how they are judged.
+"""Trainings of autoencoders, of digits and of coloured scenes, and how they are judged."""
 
-Legend: B images of a batch.
-"""
-
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from mnistlib import latent
 from mnistlib.configs import SceneVaeSettings, VaeSettings
-from mnistlib.data import Digits, batch_indices, generator_for, to_images
+from mnistlib.data import Digits, batch_indices, to_images
 from mnistlib.jobs import Find, distance
+from mnistlib.losses import reconstruction
 from mnistlib.obedience import KINDS, agreements, obedience
 from mnistlib.scenes import draw_scenes, measured
 from mnistlib.trained import Trained
-from mnistlib.vae import Vae, vae_loss
-
-__all__ = ["AutoencoderBatch"]
-
-
-class AutoencoderBatch(NamedTuple):
-    """Images (B, C, H, W) and the noise (B, Z, h, w) of their latents."""
-
-    images: Tensor
-    eps: Tensor
-
+from mnistlib.vae import Vae
 
 # ---- digits ----------------------------------------------------------------------------------
 
@@ -39,24 +23,6 @@ def vae_job(settings: VaeSettings, digits: Digits, vae: Vae | None = None):
         return _as_pictures(digits.images[indices(seed, step)], settings.model.in_channels)
 
     return reconstruction(settings, images_at)
-
-
-def reconstruction(settings: VaeSettings, images_at: Callable[[int, int], Tensor]):
-    """The loss and the batches of an autoencoder of the images that (seed, step) gives."""
-
-    def batch_at(seed: int, step: int) -> AutoencoderBatch:
-        images, down = images_at(seed, step), settings.model.down
-        shape = (
-            len(images),
-            settings.model.latent_channels,
-            *(n // down for n in images.shape[2:]),
-        )
-        return AutoencoderBatch(images, torch.randn(shape, generator=generator_for(seed, step)))
-
-    def loss(model: Vae, batch: AutoencoderBatch) -> Tensor:
-        return vae_loss(model, *batch, settings.kl_weight)
-
-    return loss, batch_at
 
 
 def judge_vae(trained: Trained, digits: Digits, test: Digits | None, find: Find):

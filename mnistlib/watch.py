@@ -20,23 +20,28 @@ from mnistlib.configs import (
     ClassifierSettings,
     DiffusionSettings,
     FeatureSettings,
+    FolderSettings,
     JointSettings,
     PromptSettings,
     Settings,
     VaeSettings,
 )
-from mnistlib.data import Digits, write_atomically
+from mnistlib.data import write_atomically
+from mnistlib.folder_jobs import first_captions
+from mnistlib.folders import Captioned
 from mnistlib.jobs import fixed_batches
 from mnistlib.journal import Table, read_rows, stretches
 from mnistlib.objective import add_noise
 from mnistlib.prompt_jobs import SHOWN
 from mnistlib.schedules import make_schedule
+from mnistlib.sources import count, first
 from mnistlib.train import TrainStep, moved, pick_device
 from mnistlib.trained import Trained, sample
 
 __all__ = ["watch"]
 
 COUNT = 1000  # digits that a measurement takes; every 400 steps it costs 1 to 2 % of a training
+FEW = 64  # pictures of a folder that it takes: one may be as large as 256 digits
 
 
 def watch(
@@ -53,7 +58,8 @@ def watch(
     Every ``every`` steps, and after the last, the loss of the averaged model is measured on 1,000
     digits of ``recipes.unseen``, with its accuracy where it names classes. In ``out``:
 
-    - ``validation.csv``: step, loss and accuracy; ``test.csv`` where no digits are held out.
+    - ``validation.csv``: step, loss and accuracy; ``test.csv`` where no digits are held out, and
+      ``seen.csv`` where no pictures of a folder are.
     - ``best.safetensors``: the averaged model of the lowest validation loss. There is none
       where no digits are held out: test digits choose nothing.
     - ``reconstructions_00400.png`` of an autoencoder, ``samples_00400.png`` of a diffusion model:
@@ -90,13 +96,15 @@ class _Watcher:
         self.writer: SummaryWriter | None = None
         self.name, self.settings, self.out = name, settings, out
         self.of, digits = recipes.unseen(settings, profile)
-        self.digits = Digits(digits.images[:COUNT], digits.labels[:COUNT], digits.source)
+        self.digits = first(digits, FEW if isinstance(digits, Captioned) else COUNT)
         self.before = recipes.autoencoder_of(settings)
         self.vae = None if self.before is None else self.before.model.to(pick_device())
         if isinstance(settings, PromptSettings):
             settings = replace(settings, scenes=COUNT)
+        of_folder = isinstance(settings, FolderSettings)
+        self.shown = first_captions(settings, 10) if of_folder else SHOWN
         self.loss, batch_at = recipes.RECIPES[name].job(settings, self.digits, self.vae)
-        batches = fixed_batches(batch_at, len(self.digits.labels), settings.batch_size)
+        batches = fixed_batches(batch_at, count(self.digits), settings.batch_size)
         self.batches = [moved(batch, pick_device()) for batch in batches]
         names_classes = isinstance(settings, FeatureSettings | ClassifierSettings | JointSettings)
         columns = ("loss", "accuracy") if names_classes else ("loss",)
@@ -139,16 +147,18 @@ class _Watcher:
     def picture(self, step: TrainStep) -> None:
         """Reconstructions or samples, if the model makes any, into a file and into the log."""
         trained = Trained(step.ema, self.settings, {}, self.vae)
+        columns = 10
         if isinstance(self.settings, VaeSettings):
             given = torch.cat([batch.images for batch in self.batches])[:10]
             what, images = "reconstructions", _reconstructions(trained, given)
+            columns = len(given)
         elif isinstance(self.settings, DiffusionSettings):
             steps = min(10, self.settings.judge_steps)
-            told = {"prompts": SHOWN, "scale": 2.0} if trained.reads else {}
+            told = {"prompts": self.shown, "scale": 2.0} if trained.reads else {}
             what, images = "samples", sample(trained, range(10), steps, **told)
         else:
             return
-        paper = plots.sheet(images, columns=10)
+        paper = plots.sheet(images, columns)
         write_atomically(self.out / f"{what}_{step.step:05d}.png", plots.png(paper))
         self.writer.add_image(what, paper, step.step)
 
@@ -176,7 +186,7 @@ def _scores(model: nn.Module, batch: Any, settings: Settings) -> Tensor:
 
 
 def _reconstructions(trained: Trained, images: Tensor) -> Tensor:
-    """Ten images, and then what comes back of them: (20, C, 32, 32)."""
+    """Images (B, C, H, W), and then what comes back of them: (2 B, C, H, W)."""
     images = images.cpu()
     return torch.cat([images, latent.decode(trained.model, latent.encode(trained.model, images))])
 

@@ -328,6 +328,24 @@ TEXT_TO_IMAGE = [
     Mutant("text_to_image", 'self.of_prompts([""])', 'self.of_prompts(["a"])',
            "test_without_a_condition_the_empty_prompt_is_told", ("both",)),
 ]
+LOSSES = [
+    Mutant("losses", "settings.label_dropout,", "1 - settings.label_dropout,",
+           "test_captions_are_left_out_at_the_rate"),
+    Mutant("losses", "told, NoisyBatch(", "model, NoisyBatch(",
+           "test_loss_is_the_error_of_what_the_network_was_told"),
+    Mutant("losses", "captions_at(seed, step, i)", "captions_at(seed, step, i.flip(0))",
+           "test_latents_come_with_their_captions"),
+]
+FOLDERS = [
+    Mutant("folders", "ImageOps.fit(upright, (size, size), ", "upright.resize((size, size), ",
+           "test_the_middle_is_cut_out_and_resized", (40, 64)),
+    Mutant("folders", "ImageOps.exif_transpose(picture)", "picture",
+           "test_the_side_that_the_camera_says_is_up_is_up", ("JPEG", 6)),
+    Mutant("folders", '"white"', '"black"', "test_what_is_transparent_is_white"),
+    Mutant("folders", 'picture.mode.startswith("I")', "False",
+           "test_grey_is_three_equal_colours_whatever_its_depth"),
+    Mutant("folders", "/ 127.5 - 1", "/ 255", "test_bytes_fill_the_range_from_minus_one_to_one"),
+]
 OBEDIENCE = [
     Mutant("obedience", "zip(i, read(", "zip(i[::-1], read(",
            "test_agreements_come_in_the_order_of_the_scenes", pool_and_eye),
@@ -359,14 +377,10 @@ PROMPT_JOBS = [
            "test_a_scene_is_described_anew_each_time"),
     Mutant("prompt_jobs", "draw_captions(shown, seed,", "draw_captions(shown, 0,",
            "test_a_scene_is_described_anew_each_time"),
-    Mutant("prompt_jobs", "settings.label_dropout,", "1 - settings.label_dropout,",
-           "test_captions_are_left_out_at_the_rate", (0.1,)),
     Mutant("prompt_jobs", "two=settings.two)", "two=settings.two, unseen=True)",
            "test_scenes_are_those_of_their_numbers_and_hold_nothing_back_for_the_test"),
     Mutant("prompt_jobs", "part.tolist(), two", "range(len(part)), two",
            "test_scenes_are_those_of_their_numbers_and_hold_nothing_back_for_the_test"),
-    Mutant("prompt_jobs", "told, NoisyBatch(", "model, NoisyBatch(",
-           "test_loss_is_the_error_of_what_the_network_was_told"),
     Mutant("prompt_jobs", "worst[scale] = min(", "worst[scale] = sum(",
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
     Mutant("prompt_jobs", "max(worst, key", "min(worst, key",
@@ -394,7 +408,7 @@ TRAINED = [
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
 MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE
-MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED
+MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + LOSSES + FOLDERS
 
 
 def with_text_changed(mutant):
