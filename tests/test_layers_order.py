@@ -18,7 +18,7 @@ LAYERS = {
     "__init__": 1, "journal": 1, "objective": 1, "samplers": 1, "unet": 1,
     "vae": 1, "classifier": 1, "readers": 1, "text": 1, "clip": 1,
     "guidance": 2, "latent": 2, "joint": 2, "scenes": 2, "text_to_image": 2,
-    "checkpoints": 3,
+    "checkpoints": 3, "editing": 3,
     "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4,
     "configs": 5, "obedience": 5,
     "trained": 6,
