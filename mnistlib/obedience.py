@@ -64,13 +64,15 @@ def obedience(
 ) -> dict[str, dict[str, float]]:
     """Shares of ``agreements``: by attribute, ``everything`` together, and ``asked``.
 
-    ``asked`` counts the images in which all of ``ASKED`` that was named is right. Each share is
-    that of ``metrics.Share`` as a dictionary, with the share itself, ``right / of``, added.
+    ``asked`` counts the images in which all of ``ASKED`` that was named is right; it is left out
+    where none was. Each share is that of ``metrics.Share`` as a dictionary, with the share
+    itself, ``right / of``, added.
     """
     asked = [
         {k: each[k] for k in ASKED[len(scene.glyphs)] if each[k] is not None}
         for each, scene in zip(found, named, strict=True)
     ]
     shares = prompt_accuracy(found)
-    shares["asked"] = prompt_accuracy([each for each in asked if each])["everything"]
+    if any(asked):
+        shares["asked"] = prompt_accuracy([each for each in asked if each])["everything"]
     return {name: {"share": s.right / s.of} | s._asdict() for name, s in shares.items()}

@@ -32,3 +32,11 @@ def full_mnist(monkeypatch):
     root = Path(FULL_MNIST).resolve()
     monkeypatch.setenv("MNISTLIB_DATA", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def smoke_text_to_image(tmp_path_factory):
+    """Train an autoencoder and a reader of prompts for a moment; return the reader's file."""
+    import tiny
+
+    return tiny.train_text_to_image(tmp_path_factory.mktemp("text_to_image"))
