@@ -145,7 +145,7 @@ def generate(
     """Draw images into a folder of PNG files; a cut run goes on where it stopped.
 
     A model that knows classes draws as many of each, and labels.csv (file,label) says which. One
-    that reads is given --prompts, which go round and round, and prompts.csv (file,prompt) tells.
+    that reads is told --prompts, round and round, and prompts.csv (file,prompt) says which.
     """
     trained = drawing.diffusion(source)
     make_times(grid, trained.schedule, steps), make_sampler(sampler)  # refused before writing
@@ -211,9 +211,9 @@ def evaluate(
     there are, 5,000 at most, with as many training digits. A folder may hold labels.csv
     (file,label). A small count makes the distance larger than it is.
 
-    Where a folder holds prompts.csv (file,prompt), it is judged what can be read off its images:
-    how often each attribute is as its prompt names it, with an interval of 95 %. A model that
-    reads draws for random prompts of four kinds, at the scale at which it was judged best.
+    Where a folder holds prompts.csv (file,prompt), its images are read instead: how often is each
+    attribute as the prompt names it, with an interval of 95 %? A model that reads is told random
+    prompts of four kinds, at the guidance scale at which it was judged best.
     """
     metric = inception.inception_metric(pick_device()) if with_inception else None
     eye = recipes.train_or_load("digit_features", "read")

@@ -568,7 +568,8 @@ def test_sample_repaints_what_is_white(done, reader, world):
     cells = torch.zeros(1, 1, 8, 8)
     cells[..., 1, 2] = cells[..., 4:, 5:8] = 1
     data.write_png(world / "mask.png", mask)
-    data.write_png(world / "large.png", mask.repeat_interleave(6, 1).repeat_interleave(6, 2))
+    grey = 0.1 * mask.repeat_interleave(6, 1).repeat_interleave(6, 2)  # nearer white, nearer black
+    data.write_png(world / "large.png", grey)
     data.write_png(world / "cells.png", 2 * cells[0] - 1)
     generators = [generator_for(0, i) for i in range(4)]
     eps = torch.stack([torch.randn(4, 8, 8, generator=g) for g in generators])
