@@ -20,7 +20,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from mnistlib import checkpoints, data, drawing, film, folders, inception, judging, recipes
+from mnistlib import checkpoints, data, drawing, film, inception, judging, pngs, recipes
 from mnistlib.samplers import SAMPLERS, make_sampler
 from mnistlib.schedules import GRIDS, make_times
 from mnistlib.train import pick_device
@@ -160,11 +160,11 @@ def generate(
         drawing.check_prompts(trained, lines, negative, how["scale"])
         how["negative"] = negative or ""
         plan["prompts"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    folders.check_plan(out, plan | how)
+    pngs.check_plan(out, plan | how)
     if lines or trained.classes:
         column, values = ("prompt", lines) if lines else ("label", range(trained.classes))
-        folders.write_table(out, column, values, count)
-    missing = [i for i in range(count) if not folders.numbered(out, i).exists()]
+        pngs.write_table(out, column, values, count)
+    missing = [i for i in range(count) if not pngs.numbered(out, i).exists()]
     for start in tqdm(range(0, len(missing), 100), "batches", disable=None):
         numbers = missing[start : start + 100]
         if lines:
@@ -172,7 +172,7 @@ def generate(
         with drawing.told_once():
             images = recipes.sample(trained, numbers, steps, **how)
         for i, image in zip(numbers, images, strict=True):
-            data.write_png(folders.numbered(out, i), image)
+            data.write_png(pngs.numbered(out, i), image)
     _say({"folder": str(out), "images": count, "drawn now": len(missing)}, as_json)
 
 
@@ -184,7 +184,7 @@ def _lines_for(
         raise InputError(f"{source} draws what it is told; give --prompts, a file of one a line")
     if not trained.reads and (prompts is not None or negative is not None):
         raise InputError(f"{source} reads no prompts; leave --prompts and --negative out")
-    return [] if prompts is None else folders.read_lines(prompts)
+    return [] if prompts is None else pngs.read_lines(prompts)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mnistlib import latent
 from mnistlib.data import generator_for
 from mnistlib.editing import image_to_image, inpaint, shortened
-from mnistlib.folders import read_picture
+from mnistlib.pngs import read_picture
 from mnistlib.recipes import DiffusionSettings, Trained, denoising, find
 from mnistlib.samplers import ddim, draw_noise
 from mnistlib.schedules import uniform_times
@@ -48,7 +48,7 @@ class Start(NamedTuple):
     """A picture to start from instead of noise.
 
     Attributes:
-        picture: its file; it is squeezed to 32x32.
+        picture: its file; it is squeezed to the size that the model draws, 32x32 for scenes.
         strength: see ``editing.image_to_image``; None is ``STRENGTH``, or 1 with a mask.
         mask: the file that says where it is painted anew: white there, black where it is kept.
     """
@@ -163,7 +163,8 @@ def _edited(
 ) -> list[Tensor]:
     """Draw on a picture; its noises are those that ``denoising`` begins with."""
     device = next(trained.model.parameters()).device
-    image = read_picture(start.picture, side=32)[None] / 127.5 - 1
+    side = trained.shape[-1] * trained.vae.config.down
+    image = read_picture(start.picture, side=side)[None] / 127.5 - 1
     x_0 = latent.encode(trained.vae, image).to(device).expand(count, -1, -1, -1)
     strength, sampler = start.strength, ddim
     if start.mask is not None:

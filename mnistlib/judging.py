@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mnistlib import data, inception, metrics
 from mnistlib.captions import parse
+from mnistlib.configs import PromptSettings
 from mnistlib.drawing import scale_for
-from mnistlib.folders import read_colours, read_table
 from mnistlib.grammar import Scene
 from mnistlib.obedience import KINDS, agreements, draw_prompts, obedience
+from mnistlib.pngs import read_colours, read_table
 from mnistlib.recipes import (
     DiffusionSettings,
     FeatureSettings,
@@ -70,7 +71,7 @@ def judge_model(
         images, labels, _ = data.mnist(source="full", train=False)
         right = metrics.accuracy(trained.model, data.to_images(images), labels)
         return {"accuracy": right, "images": len(images)}
-    if not isinstance(trained.settings, DiffusionSettings):
+    if not isinstance(trained.settings, PromptSettings if trained.reads else DiffusionSettings):
         raise InputError(f"{source} neither draws digits nor names them; its record judges it")
     if trained.reads:
         _check_digits(metric)

@@ -65,8 +65,8 @@ def obedience(
     """Shares of ``agreements``: by attribute, ``everything`` together, and ``asked``.
 
     ``asked`` counts the images in which all of ``ASKED`` that was named is right; it is left out
-    where none was. Each share is that of ``metrics.Share`` as a dictionary, with the share
-    itself, ``right / of``, added.
+    where no scene names any of it. Each share is that of ``metrics.Share`` as a dictionary, with
+    the share itself, ``right / of``, added.
     """
     asked = [
         {k: each[k] for k in ASKED[len(scene.glyphs)] if each[k] is not None}

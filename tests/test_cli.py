@@ -17,7 +17,7 @@ import tiny
 import torch
 from PIL import Image, ImageSequence
 
-from mnistlib import cli, data, drawing, recipes
+from mnistlib import cli, data, drawing, judging, recipes
 from mnistlib.data import generator_for, read_pngs, to_uint8
 from mnistlib.editing import image_to_image, inpaint
 from mnistlib.guidance import bind
@@ -788,6 +788,8 @@ def test_evaluate_a_reader_by_kinds_of_prompts(done, refused, reader, monkeypatc
     monkeypatch.setattr(cli.inception, "inception_metric", lambda device: "metric")
     reason = refused("evaluate", "text_to_image", "--inception")
     assert "--inception compares with digits; leave it out" in reason
+    monkeypatch.setattr(judging, "PromptSettings", recipes.VaeSettings)  # it reads of other things
+    assert "neither draws digits nor names them" in refused("evaluate", "text_to_image")
 
 
 # ---- doctor, and files that are not what they say ------------------------------------------

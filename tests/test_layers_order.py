@@ -19,7 +19,7 @@ LAYERS = {
     "vae": 1, "classifier": 1, "readers": 1, "text": 1, "clip": 1,
     "guidance": 2, "latent": 2, "joint": 2, "scenes": 2, "text_to_image": 2,
     "checkpoints": 3, "editing": 3,
-    "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4, "folders": 4,
+    "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4, "pngs": 4,
     "configs": 5, "obedience": 5,
     "trained": 6,
     "jobs": 7,

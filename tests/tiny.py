@@ -73,18 +73,6 @@ def write_weights(folder, trainings):
     return folder
 
 
-def train_text_to_image(folder):
-    """Train a reader of prompts for a moment, on made digits and its own autoencoder."""
-    changes = {"held_out": "20", "steps": "5", "judged": "10", "checkpoint_every": "5"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MNISTLIB_DATA", str(write_mnist(folder / "digits")))
-        for name in ("rgb_vae", "text_to_image"):
-            settings, out = recipes.settings_of(name, "smoke", changes), folder / name
-            *_, _ = recipes.train(name, settings, profile="smoke", out=out)
-            changes["vae"] = str(out / f"{name}.safetensors")
-    return out / "text_to_image.safetensors"
-
-
 def numbers(*shape, seed=0, dtype=torch.float32):
     """Return standard normal numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
