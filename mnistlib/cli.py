@@ -3,24 +3,28 @@
 Every error is one line that says what to do, with exit status 2.
 """
 
+import hashlib
 import json
 import logging
 import math
 import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from tqdm import tqdm
 
-from mnistlib import checkpoints, data, film, inception, metrics, recipes
+from mnistlib import checkpoints, data, drawing, film, inception, judging, pngs, recipes
 from mnistlib.samplers import SAMPLERS, make_sampler
 from mnistlib.schedules import GRIDS, make_times
 from mnistlib.train import pick_device
-from mnistlib.types import InputError
+from mnistlib.types import InputError, InputWarning
 
 __all__ = ["app", "main"]
 
@@ -37,10 +41,25 @@ Eta = Annotated[float, typer.Option(min=0, max=1, help="Fresh noise of each ddim
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")]
 Grid = Annotated[str, typer.Option(help=f"Which times: {', '.join(GRIDS)}.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the ddim sampler.")]
-Scale = Annotated[float, typer.Option(help="Guidance scale of a model that knows classes.")]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Guidance scale; 1 is the model itself. {drawing.CLASS_SCALE:g} for digits, and for "
+        f"prompts the one at which the model was judged best, else {drawing.PROMPT_SCALE:g}."
+    ),
+]
+Negative = Annotated[str | None, typer.Option(help="A prompt that is led away from.")]
+Prompts = Annotated[
+    list[str] | None, typer.Option("--prompt", help="Draw this instead; may be given repeatedly.")
+]
 Seed = Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")]
 Wanted = Annotated[str, typer.Option("--digits", help="Which digits: 0-9, or 3,1,4.")]
-Model = Annotated[str, typer.Option("--model", help="A recipe that draws, or a .safetensors file.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="A recipe or a .safetensors file; latent, or text_to_image for prompts."
+    ),
+]
 Source = Annotated[
     str, typer.Argument(help="A recipe (its shipped weights) or a .safetensors file.")
 ]
@@ -108,35 +127,64 @@ def generate(
         "samples"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-    seed: Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")] = 0,
+    seed: Seed = 0,
     eta: Eta = 1.0,
     sampler: Sampler = "ddim",
     grid: Grid = "uniform",
-    scale: Scale = 1.0,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale; 1 for classes, for prompts the best one by default."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A text file, UTF-8, one prompt a line; blank lines are skipped."),
+    ] = None,
+    negative: Negative = None,
     as_json: Json = False,
 ) -> None:
-    """Draw digits into a folder of PNG files; a cut run goes on where it stopped.
+    """Draw images into a folder of PNG files; a cut run goes on where it stopped.
 
-    A model that knows classes draws as many of each, and labels.csv (file,label) says which.
+    A model that knows classes draws as many of each, and labels.csv (file,label) says which. One
+    that reads is told --prompts, round and round, and prompts.csv (file,prompt) says which.
     """
-    trained = _diffusion(source)
+    trained = drawing.diffusion(source)
     make_times(grid, trained.schedule, steps), make_sampler(sampler)  # refused before writing
     how = {"seed": seed, "eta": eta, "sampler": sampler, "grid": grid}
     plan = {"source": source, "sha256": trained.record["sha256"], "steps": steps}
-    if trained.classes:
-        how["scale"] = scale
-    elif scale != 1:
+    lines = _lines_for(trained, source, prompts, negative)
+    if lines or trained.classes:
+        how["scale"] = drawing.scale_for(trained, scale, classes=1.0)
+    elif scale not in (None, 1):
         raise InputError(f"{source} knows no classes; leave --scale out")
-    _check_plan(out, plan | how)
-    if trained.classes:
-        _write_labels(out, count, trained.classes)
-    missing = [i for i in range(count) if not _numbered(out, i).exists()]
+    if lines:
+        drawing.check_prompts(trained, lines, negative, how["scale"])
+        how["negative"] = negative or ""
+        plan["prompts"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    pngs.check_plan(out, plan | how)
+    if lines or trained.classes:
+        column, values = ("prompt", lines) if lines else ("label", range(trained.classes))
+        pngs.write_table(out, column, values, count)
+    missing = [i for i in range(count) if not pngs.numbered(out, i).exists()]
     for start in tqdm(range(0, len(missing), 100), "batches", disable=None):
         numbers = missing[start : start + 100]
-        images = recipes.sample(trained, numbers, steps, **how)
+        if lines:
+            how["prompts"] = [lines[i % len(lines)] for i in numbers]
+        with drawing.told_once():
+            images = recipes.sample(trained, numbers, steps, **how)
         for i, image in zip(numbers, images, strict=True):
-            data.write_png(_numbered(out, i), image)
+            data.write_png(pngs.numbered(out, i), image)
     _say({"folder": str(out), "images": count, "drawn now": len(missing)}, as_json)
+
+
+def _lines_for(
+    trained: recipes.Trained, source: str, prompts: Path | None, negative: str | None
+) -> list[str]:
+    """What a model is told that reads, line by line; nothing for others."""
+    if trained.reads and prompts is None:
+        raise InputError(f"{source} draws what it is told; give --prompts, a file of one a line")
+    if not trained.reads and (prompts is not None or negative is not None):
+        raise InputError(f"{source} reads no prompts; leave --prompts and --negative out")
+    return [] if prompts is None else pngs.read_lines(prompts)
 
 
 @app.command()
@@ -144,7 +192,9 @@ def evaluate(
     source: Annotated[
         str, typer.Argument(help="A folder of PNGs, a recipe or a .safetensors file.")
     ],
-    count: Annotated[int, typer.Option(min=4, help="How many samples of a model.")] = 1000,
+    count: Annotated[
+        int, typer.Option(min=4, help="How many samples of a model; of one that reads, by kind.")
+    ] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the samples of a model.")] = 0,
     eta: Eta = 1.0,
@@ -160,46 +210,19 @@ def evaluate(
     The distance is to the 60,000 training digits. Precision and recall compare as many images as
     there are, 5,000 at most, with as many training digits. A folder may hold labels.csv
     (file,label). A small count makes the distance larger than it is.
+
+    Where a folder holds prompts.csv (file,prompt), its images are read instead: how often is each
+    attribute as the prompt names it, with an interval of 95 %? A model that reads is told random
+    prompts of four kinds, at the guidance scale at which it was judged best.
     """
     metric = inception.inception_metric(pick_device()) if with_inception else None
     eye = recipes.train_or_load("digit_features", "read")
-    result: dict[str, float | int | str] = {"source": source}
     if Path(source).is_dir():
-        images = _as_digits(data.read_pngs(source))
-        if (Path(source) / "labels.csv").is_file():
-            labels = _labels(Path(source))
-            result["accuracy"] = metrics.accuracy(eye.model, images, labels)
+        result = judging.judge_folder(Path(source), eye, metric)
     else:
-        trained = recipes.find(source)
-        if isinstance(trained.settings, recipes.FeatureSettings):
-            digits = data.mnist(source="full", train=False)
-            images = data.to_images(digits.images)
-            result["accuracy"] = metrics.accuracy(trained.model, images, digits.labels)
-            return _say(result | {"images": len(images)}, as_json)
-        if not isinstance(trained.settings, recipes.DiffusionSettings):
-            raise InputError(f"{source} neither draws digits nor names them; its record judges it")
         how = {"seed": seed, "eta": eta, "sampler": sampler, "grid": grid}
-        images = recipes.sample_in_batches(trained, count, steps, **how)
-        if trained.classes:
-            labels = recipes.balanced_labels(range(count), trained.classes)
-            result["accuracy"] = metrics.accuracy(eye.model, images, labels)
-    result |= _judged(images, eye)
-    if metric is not None:
-        real = data.to_images(data.mnist().images)
-        result["inception"] = inception.inception_distance(metric, real, images)
-        result["inception_digits"] = len(real)
-    _say(result | {"images": len(images)}, as_json)
-
-
-def _judged(images: torch.Tensor, eye: recipes.Trained) -> dict[str, float]:
-    """Distance to the training digits, and precision and recall against the embedded 5,000."""
-    features = metrics.features_of(eye.model, images)
-    reference = (eye.model.reference_mean, eye.model.reference_cov)
-    distance = metrics.frechet_distance(reference, metrics.feature_statistics(features))
-    known = data.to_images(data.mnist(source="small").images[: len(images)])
-    shares = metrics.precision_recall(metrics.features_of(eye.model, known), features[: len(known)])
-    floor = eye.record["metrics"]["floor"]
-    return {"frechet": distance, "times_floor": distance / floor} | shares._asdict()
+        result = judging.judge_model(source, eye, count, steps, metric, **how)
+    _say({"source": source} | result, as_json)
 
 
 @app.command()
@@ -207,36 +230,70 @@ def sample(
     digit: Annotated[int | None, typer.Option(help="Draw this digit.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 9,
     all_: Annotated[bool, typer.Option("--all", help="One of each digit, in two rows.")] = False,
-    model: Model = "latent",
+    prompt: Annotated[str | None, typer.Option(help='Draw this, such as "a red seven".')] = None,
+    negative: Negative = None,
+    from_image: Annotated[
+        Path | None, typer.Option(help="A picture to start from; it is squeezed to 32x32.")
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help=f"How much of it noise drowns, 0 to 1; {drawing.STRENGTH:g} by default, "
+            "1 where a mask is repainted."
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture of any size, laid over the other: white is repainted, black is kept. "
+            "One place of the latents covers 4x4 pixels, and is repainted where any is white."
+        ),
+    ] = None,
+    model: Model = None,
     steps: Steps = 25,
-    scale: Scale = 1.5,
+    scale: Scale = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("sample.png"),
     as_json: Json = False,
 ) -> None:
-    """Draw a sheet of digits: all alike with --digit 5, or one of each with --all."""
-    if (digit is None) != all_:
-        raise InputError("give either --digit, such as --digit 5, or --all")
-    wanted = list(range(10)) if digit is None else [digit] * count
-    images = _drawing(model, wanted, steps, scale, seed)[-1]
+    """Draw a sheet: a digit (--digit 5), one of each (--all), or what a --prompt says.
+
+    With --from-image the prompt changes a picture, and with --mask a part of it. What is kept is
+    kept in the latents, and looks as the autoencoder draws it.
+    """
+    if (digit is not None) + all_ + (prompt is not None) != 1:
+        raise InputError("give either --digit, such as --digit 5, or --all, or --prompt")
+    edits = {"negative": negative, "from-image": from_image, "strength": strength, "mask": mask}
+    _check_edits({name for name, value in edits.items() if value is not None}, prompt)
+    wanted = list(range(10)) if all_ else [digit if prompt is None else prompt] * count
+    start = None if from_image is None else drawing.Start(from_image, strength, mask)
+    images = _states(model, wanted, steps, scale, seed, negative=negative, start=start)[-1]
     data.write_png(out, film.sheet(images, columns=5 if all_ else _columns(count)))
     _say({"file": str(out), "images": len(wanted)}, as_json)
+
+
+def _check_edits(given: set[str], prompt: str | None) -> None:
+    if given and prompt is None:
+        raise InputError(f"--{min(given)} changes what a prompt draws; give --prompt")
+    alone = given & {"strength", "mask"}
+    if alone and "from-image" not in given:
+        raise InputError(f"--{min(alone)} needs a picture; give --from-image")
 
 
 @app.command()
 def trajectory(
     digits: Wanted = "0-9",
+    prompt: Prompts = None,
     snapshots: Annotated[int, typer.Option(min=2, help="Pictures of each digit.")] = 8,
-    model: Model = "latent",
+    model: Model = None,
     steps: Steps = 25,
-    scale: Scale = 1.5,
+    scale: Scale = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("trajectory.png"),
     as_json: Json = False,
 ) -> None:
-    """Draw how digits come out of the noise: one row a digit, time runs to the right."""
-    wanted = film.wanted_digits(digits)
-    states = _drawing(model, wanted, steps, scale, seed)
+    """Draw how digits come out of the noise: one row a digit or prompt, time runs to the right."""
+    states = _states(model, prompt or film.wanted_digits(digits), steps, scale, seed)
     kept = film.spread(states, snapshots)
     rows = torch.stack(kept, dim=1).flatten(0, 1)  # (digits, snapshots, C, H, W), row by row
     data.write_png(out, film.sheet(rows, columns=len(kept)))
@@ -246,17 +303,18 @@ def trajectory(
 @app.command()
 def video(
     digits: Wanted = "0-9",
-    model: Model = "latent",
+    prompt: Prompts = None,
+    model: Model = None,
     steps: Steps = 50,
-    scale: Scale = 1.5,
+    scale: Scale = None,
     seed: Seed = 0,
     fps: Annotated[int, typer.Option(min=1, help="Frames a second.")] = 15,
     out: Annotated[Path, typer.Option(help="OUT.mp4 and OUT.gif are written.")] = Path("digits"),
     as_json: Json = False,
 ) -> None:
-    """Film how digits come out of the noise, as MP4 and as GIF."""
-    wanted = film.wanted_digits(digits)
-    states = _drawing(model, wanted, steps, scale, seed)
+    """Film how digits, or what prompts say, come out of the noise, as MP4 and as GIF."""
+    wanted = prompt or film.wanted_digits(digits)
+    states = _states(model, wanted, steps, scale, seed)
     frames = film.frames(states, columns=min(5, len(wanted)), hold=fps)
     files = [out.with_suffix(suffix) for suffix in (".mp4", ".gif")]
     for path in files:
@@ -264,18 +322,11 @@ def video(
     _say({"files": [str(path) for path in files], "frames": len(frames)}, as_json)
 
 
-def _drawing(model: str, digits: list[int], steps: int, scale: float, seed: int):
-    """The state after every step of ddim as images (B, C, 32, 32): almost noise, ..., digits."""
-    trained = _diffusion(model)
-    if not trained.classes:
-        raise InputError(f"{model} cannot be told a digit; name a model that knows classes")
-    if not set(digits) <= set(range(trained.classes)):
-        raise InputError(f"{model} draws the digits 0 to {trained.classes - 1}, got {digits[0]}")
-    labels = torch.tensor(digits)
-    run = recipes.denoising(
-        trained, range(len(digits)), steps, seed=seed, labels=labels, scale=scale
-    )
-    return [trained.pictures(step.x_t) for step in tqdm(run, total=steps, disable=None)]
+def _states(model: str | None, wanted: list, *how: Any, **edits: Any) -> list[torch.Tensor]:
+    """Draw digits or prompts, with the model that draws such unless another is named."""
+    if isinstance(wanted[0], str):
+        return drawing.prompt_states(model or "text_to_image", wanted, *how, **edits)
+    return drawing.digit_states(model or "latent", wanted, *how)
 
 
 def _columns(count: int) -> int:
@@ -314,19 +365,42 @@ def doctor(
 def main() -> None:
     """Entry point: InputError becomes one line and exit status 2."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        app()
-    except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = partial(_in_one_line, warnings.showwarning)
+        try:
+            app()
+        except InputError as e:
+            print(f"error: {e}", file=sys.stderr)
+            sys.exit(2)
 
 
-def _say(result: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))
-        return
+def _in_one_line(otherwise: Callable, message: Warning, kind: type[Warning], *where: Any) -> None:
+    """Show what the library says of the user's input without the place in its source."""
+    if issubclass(kind, InputWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, kind, *where)
+
+
+def _say(result: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(result) if as_json else "\n".join(_lines(result)))
+
+
+def _lines(result: dict[str, Any], before: str = "") -> Iterator[str]:
+    """One line a value; those of a dictionary inside follow its name, a share fills one line."""
     for key, value in result.items():
-        print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+        if isinstance(value, dict) and "share" in value:
+            interval = f"{value['low']:.1%} to {value['high']:.1%}"
+            yield f"{before}{key}: {value['share']:.1%} of {value['of']} ({interval})"
+        elif isinstance(value, dict):
+            yield from _lines(value, f"{before}{key}, ")
+        else:
+            yield (
+                f"{before}{key}: {value:.4g}"
+                if isinstance(value, float)
+                else f"{before}{key}: {value}"
+            )
 
 
 def _changes(pairs: list[str]) -> dict[str, str]:
@@ -334,53 +408,6 @@ def _changes(pairs: list[str]) -> dict[str, str]:
         if "=" not in pair:
             raise InputError(f"--set takes KEY=VALUE, got {pair!r}")
     return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _diffusion(source: str) -> recipes.Trained:
-    trained = recipes.find(source)
-    if not isinstance(trained.settings, recipes.DiffusionSettings):
-        raise InputError(f"{source} is not a diffusion model; it draws nothing")
-    return trained._replace(model=trained.model.to(pick_device()))
-
-
-def _numbered(folder: Path, i: int) -> Path:
-    return folder / f"{i + 1:05d}.png"
-
-
-def _write_labels(folder: Path, count: int, classes: int) -> None:
-    """labels.csv for the first ``count`` images, and for those that an earlier call drew."""
-    there = max((int(path.stem) for path in folder.glob("*.png")), default=0)
-    numbers = range(max(count, there))
-    labels = recipes.balanced_labels(numbers, classes).tolist()
-    lines = [f"{_numbered(folder, i).name},{labels[i]}\n" for i in numbers]
-    data.write_atomically(folder / "labels.csv", "".join(["file,label\n", *lines]).encode())
-
-
-def _check_plan(out: Path, plan: dict) -> None:
-    """A folder holds the samples of one model, seed and number of steps."""
-    path = out / "plan.json"
-    if path.is_file() and json.loads(path.read_text()) != plan:
-        raise InputError(f"{out} holds samples made with other settings; choose another --out")
-    if not path.is_file() and any(out.glob("*.png")):
-        raise InputError(f"{out} holds other pictures; choose another --out")
-    data.write_atomically(path, json.dumps(plan).encode())
-
-
-def _as_digits(raw: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, H, W) of 28 or 32 pixels -> float (N, 1, 32, 32)."""
-    if raw.shape[1:] not in ((28, 28), (32, 32)):
-        raise InputError(f"the images measure {tuple(raw.shape[1:])}; give 28x28 or 32x32 digits")
-    return data.to_images(raw)
-
-
-def _labels(folder: Path) -> torch.Tensor:
-    """The labels of labels.csv in the order of the file names."""
-    lines = (folder / "labels.csv").read_text().split()[1:]
-    try:
-        labels = {name: int(label) for name, label in (line.split(",") for line in lines)}
-        return torch.tensor([labels[path.name] for path in sorted(folder.glob("*.png"))])
-    except (ValueError, KeyError) as e:
-        raise InputError(f"labels.csv must hold a line file,label for every PNG ({e})") from e
 
 
 def _version(package: str) -> str:

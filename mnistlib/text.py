@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnistlib.attention import Attention
-from mnistlib.types import Cond, InputError
+from mnistlib.types import Cond, InputError, InputWarning
 
 __all__ = [
     "TextBlock",
@@ -90,7 +90,8 @@ class Tokenizer:
             self._check(prompt, row)
         if unknown:
             named = ", ".join(map(self._with_neighbours, unknown))
-            warnings.warn(f"left out, because no training taught them: {named}", stacklevel=2)
+            message = f"left out, because no training taught them: {named}"
+            warnings.warn(message, InputWarning, stacklevel=2)
         longest = 1 + max(map(len, known), default=0)
         ids = torch.full((len(prompts), longest), PADDING)
         ids[:, 0] = START

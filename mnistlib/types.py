@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Something given to the library cannot be used; the message says what, and what to do."""
 
 
+class InputWarning(UserWarning):
+    """Only a part of what was given is used; the message says which part is not."""
+
+
 class Cond(NamedTuple):
     """What a network is told besides the image and the time; each part may be absent.
 

@@ -1,5 +1,6 @@
 """The command line: what it makes, and that each refusal is one line with exit status 2."""
 
+import csv
 import json
 import os
 import pickle
@@ -16,9 +17,16 @@ import tiny
 import torch
 from PIL import Image, ImageSequence
 
-from mnistlib import cli, data, recipes
+from mnistlib import cli, data, drawing, judging, recipes
 from mnistlib.data import generator_for, read_pngs, to_uint8
+from mnistlib.editing import image_to_image, inpaint
+from mnistlib.guidance import bind
+from mnistlib.latent import encode
+from mnistlib.metrics import wilson_interval
+from mnistlib.obedience import KINDS, agreements, draw_prompts, obedience
+from mnistlib.objective import as_eps
 from mnistlib.samplers import SAMPLERS
+from mnistlib.scenes import draw_scenes, measured
 from mnistlib.schedules import GRIDS
 
 SMOKE = ("--profile", "smoke")
@@ -435,6 +443,353 @@ def test_evaluate_refuses(refused, world):
     data.write_png(world / "wide" / "1.png", torch.zeros(1, 28, 30))
     assert "give 28x28 or 32x32" in refused("evaluate", "wide")
     assert "unknown recipe 'nothing'" in refused("evaluate", "nothing")
+
+
+# ---- prompts -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader(world, smoke_text_to_image):
+    """Put a model that reads prompts among the shipped weights, and return it."""
+    shutil.copy(smoke_text_to_image, recipes.WEIGHTS)
+    tiny.write_manifest(recipes.WEIGHTS)
+    return recipes.find("text_to_image")
+
+
+ASK = ("sample", "--steps", 3, "--count", 4, "--prompt", "a red seven")
+
+
+def tiles(path, count, columns):
+    """Return the images of a sheet, uint8 (count, 32, 32, 3)."""
+    paper = picture(path)[::3, ::3]
+    corners = [(33 * (i // columns) + 1, 33 * (i % columns) + 1) for i in range(count)]
+    return np.stack([paper[y : y + 32, x : x + 32] for y, x in corners])
+
+
+def as_tiles(images):
+    """Return float images (B, 3, 32, 32) as ``tiles`` does."""
+    return to_uint8(images).permute(0, 2, 3, 1).numpy()
+
+
+def test_sample_draws_what_a_prompt_says(done, reader, world):
+    """The tiles are the library's images; twice the same is the same file, byte for byte."""
+    assert done(*ASK, "--seed", 5, "--scale", 3) == {"file": "sample.png", "images": 4}
+    images = recipes.sample(reader, range(4), 3, prompts=["a red seven"] * 4, scale=3.0, seed=5)
+    np.testing.assert_array_equal(tiles(world / "sample.png", 4, 2), as_tiles(images))
+    done(*ASK, "--seed", 5, "--scale", 3, "--out", "again.png")
+    again = (world / "again.png").read_bytes()
+    assert again == (world / "sample.png").read_bytes()
+    for other in (("--seed", 6), ("--scale", 4), ("--prompt", "a blue two")):
+        done(*ASK, "--seed", 5, "--scale", 3, *other)
+        assert (world / "sample.png").read_bytes() != again
+
+
+def test_at_scale_1_a_prompt_is_the_conditional_model(done, reader, world):
+    done(*ASK, "--scale", 1)
+    cond = reader.model.of_prompts(["a red seven"] * 4)
+    denoise = as_eps(bind(reader.model, cond), reader.schedule, reader.settings.predicts)
+    x_T = torch.stack([torch.randn(4, 8, 8, generator=generator_for(0, i)) for i in range(4)])
+    with torch.no_grad():
+        *_, last = SAMPLERS["ddim"](denoise, reader.schedule, x_T, [1000, 667, 333, 0])
+    found = tiles(world / "sample.png", 4, 2)
+    np.testing.assert_array_equal(found, as_tiles(reader.pictures(last.x_t)))
+
+
+def test_a_negative_prompt_is_led_away_from(done, reader, world):
+    told = {"prompts": ["a red seven"] * 4, "negative": "a blue digit", "scale": 3.0}
+    done(*ASK, "--scale", 3, "--negative", "a blue digit")
+    found = tiles(world / "sample.png", 4, 2)
+    np.testing.assert_array_equal(found, as_tiles(recipes.sample(reader, range(4), 3, **told)))
+    assert (found != as_tiles(recipes.sample(reader, range(4), 3, **told | {"negative": ""}))).any()
+
+
+def test_the_scale_is_the_best_one_measured(reader):
+    """Else there is one for prompts and one for classes; what the user says comes first."""
+    for metrics, scale in (({"scale": 3.0}, 3.0), ({}, drawing.PROMPT_SCALE)):
+        judged = reader._replace(record={"metrics": metrics})
+        assert drawing.scale_for(judged, None) == scale
+        assert drawing.scale_for(judged, 1.0) == 1
+    assert drawing.scale_for(reader._replace(record={}), None) == drawing.PROMPT_SCALE == 2
+    latent = recipes.find("latent")
+    assert drawing.scale_for(latent, None) == drawing.CLASS_SCALE == 1.5
+    assert drawing.scale_for(latent, None, classes=1.0) == 1
+
+
+def test_words_that_are_not_known_are_named_in_one_line(command, reader, world):
+    status, out, err = command(*ASK[:-1], "a redd seven", "--scale", 2, "--negative", "a bluu 2")
+    assert (status, out) == (0, "file: sample.png\nimages: 4\n")
+    known = "'redd' (known and near: red), 'bluu' (known and near: blue)"
+    assert err == f"warning: left out, because no training taught them: {known}\n"
+
+
+def scene(path):
+    """Write a picture of a digit on coloured paper; return it as (1, 3, 32, 32) in [-1, 1]."""
+    image = torch.full((1, 3, 32, 32), -1.0)
+    image[:, 2], image[:, 0, 8:24, 12:20] = 1.0, 1.0
+    data.write_png(path, image[0])
+    return image
+
+
+def test_sample_changes_a_picture(done, reader, world):
+    """At strength 1 nothing is seen of it, at 0 all, and between them as the library does it."""
+    x_0 = encode(reader.vae, scene(world / "scene.png")).expand(4, -1, -1, -1)
+    edit = (*ASK, "--scale", 2, "--from-image", "scene.png", "--strength")
+    done(*ASK, "--scale", 2)
+    drawn = (world / "sample.png").read_bytes()
+    done(*edit, 1)
+    assert (world / "sample.png").read_bytes() == drawn
+    done(*edit, 0)
+    found = tiles(world / "sample.png", 4, 2)
+    np.testing.assert_array_equal(found, as_tiles(reader.pictures(x_0)))
+    done(*edit[:-1])  # the default
+    eps = torch.stack([torch.randn(4, 8, 8, generator=generator_for(0, i)) for i in range(4)])
+    denoise = reader.prompted(["a red seven"] * 4, 2.0)
+    run = image_to_image(denoise, reader.schedule, x_0, eps, [1000, 667, 333, 0], 0.6)
+    *_, last = run
+    found = tiles(world / "sample.png", 4, 2)
+    np.testing.assert_array_equal(found, as_tiles(reader.pictures(last.x_t)))
+
+
+def test_a_picture_of_another_size_is_squeezed(done, reader, world):
+    image = scene(world / "scene.png")
+    data.write_png(world / "wide.png", image[0].repeat_interleave(3, 1).repeat_interleave(5, 2))
+    files = []
+    for name in ("scene.png", "wide.png"):
+        done(*ASK, "--from-image", name)
+        files.append((world / "sample.png").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_sample_repaints_what_is_white(done, reader, world):
+    """A cell of the latents is repainted where any of its 4x4 pixels is; the rest is kept."""
+    x_0 = encode(reader.vae, scene(world / "scene.png")).expand(4, -1, -1, -1)
+    mask = -torch.ones(1, 32, 32)
+    mask[:, 5, 9] = mask[:, 16:, 20:30] = 1
+    cells = torch.zeros(1, 1, 8, 8)
+    cells[..., 1, 2] = cells[..., 4:, 5:8] = 1
+    data.write_png(world / "mask.png", mask)
+    grey = 0.1 * mask.repeat_interleave(6, 1).repeat_interleave(6, 2)  # nearer white, nearer black
+    data.write_png(world / "large.png", grey)
+    data.write_png(world / "cells.png", 2 * cells[0] - 1)
+    generators = [generator_for(0, i) for i in range(4)]
+    eps = torch.stack([torch.randn(4, 8, 8, generator=g) for g in generators])
+    denoise, times = reader.prompted(["a red seven"] * 4, 2.0), [1000, 667, 333, 0]
+    how = {"known": x_0, "mask": cells, "repeats": drawing.REPEATS, "generator": generators}
+    *_, last = inpaint(denoise, reader.schedule, eps, times, **how)
+    for name in ("mask.png", "large.png", "cells.png"):
+        done(*ASK, "--scale", 2, "--from-image", "scene.png", "--mask", name)
+        found = tiles(world / "sample.png", 4, 2)
+        np.testing.assert_array_equal(found, as_tiles(reader.pictures(last.x_t)))
+    data.write_png(world / "black.png", -torch.ones(3, 10, 10))
+    done(*ASK, "--from-image", "scene.png", "--mask", "black.png", "--strength", 0.5)
+    found = tiles(world / "sample.png", 4, 2)
+    np.testing.assert_array_equal(found, as_tiles(reader.pictures(x_0)))
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--digit", 5, "--negative", "red"), "--negative changes what a prompt draws"),
+        (("--digit", 5, "--from-image", "a.png"), "--from-image changes what a prompt draws"),
+        (("--all", "--mask", "a.png"), "--mask changes what a prompt draws; give --prompt"),
+        (("--prompt", "red", "--digit", 5), "give either --digit, such as --digit 5, or --all, or"),
+        (("--prompt", "red", "--mask", "a.png"), "--mask needs a picture; give --from-image"),
+        (("--prompt", "red", "--strength", 1, "--negative", "2"), "--strength needs a picture"),
+        (("--prompt", "red", "--model", "latent"), "latent reads no prompts; name a model that"),
+        (("--prompt", "redd"), "'redd' holds no word that this model knows; did you mean red?"),
+        (("--prompt", "red", "--scale", 2, "--negative", "qqq"), "'qqq' holds no word"),
+        (("--prompt", "red", "--scale", 1, "--negative", "two"), "at scale 1 no negative prompt"),
+        (("--prompt", "red " * 70), "a prompt may hold 63 words"),
+        (("--prompt", "red", "--from-image", "none.png"), "none.png is not a readable picture"),
+        (("--prompt", "red", "--from-image", "cut.png"), "cut.png is not a readable picture"),
+        (("--prompt", "red", "--from-image", "."), ". is not a readable picture"),
+        (
+            ("--prompt", "red", "--from-image", "a.png", "--mask", "b.png"),
+            "b.png is not a readable",
+        ),
+        (
+            ("--prompt", "red", "--from-image", "a.png", "--strength", 2),
+            "strength must lie between",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_drawn_are_refused(refused, reader, world, args, reason):
+    scene(world / "a.png")
+    (world / "cut.png").write_bytes((world / "a.png").read_bytes()[:-30])
+    assert reason in refused("sample", *args)
+
+
+def test_trajectory_and_video_of_prompts(done, refused, reader, world):
+    """One row a prompt, one tile a prompt."""
+    ask = ("--prompt", "a red seven", "--prompt", "蓝色的二", "--steps", 4, "--scale", 2)
+    assert done("trajectory", *ask, "--snapshots", 3) == {"file": "trajectory.png", "images": 6}
+    images = recipes.sample(reader, [0, 1], 4, prompts=["a red seven", "蓝色的二"], scale=2.0)
+    found = tiles(world / "trajectory.png", 6, 3)
+    np.testing.assert_array_equal(found[[2, 5]], as_tiles(images))
+    assert done("video", *ask, "--fps", 5, "--out", "film")["frames"] == 9
+    assert decoded_gif(world).shape[0] == 4
+    assert "latent reads no prompts" in refused("video", *ask, "--model", "latent")
+    assert "text_to_image cannot be told a digit" in refused("video", "--model", "text_to_image")
+
+
+# ---- generate and evaluate, with prompts ---------------------------------------------------
+
+LINES = 'a red seven, leaning left\n\n  say "a 2" \n红色的七\n'
+
+
+@pytest.fixture
+def lines(world):
+    """Write a file of three prompts, and return what it says."""
+    (world / "prompts.txt").write_text(LINES, encoding="utf-8")
+    return ["a red seven, leaning left", 'say "a 2"', "红色的七"]
+
+
+WRITE = ("generate", "text_to_image", "--steps", 2, "--scale", 2, "--prompts", "prompts.txt")
+
+
+def prompts_in(folder):
+    """Return the rows of prompts.csv."""
+    with (folder / "prompts.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def colours_in(folder):
+    """Return the PNGs of a folder as an array of integers (N, 32, 32, 3)."""
+    return np.stack([picture(path) for path in sorted(folder.glob("*.png"))]).astype(int)
+
+
+def test_generate_draws_prompts_in_turn(command, done, reader, world, lines):
+    status, out, err = command(*WRITE, "--count", 5, "--seed", 3, "--negative", "blue")
+    assert (status, out.splitlines()[0]) == (0, "folder: samples")
+    assert err == "warning: left out, because no training taught them: 'say'\n"  # once
+    rows = prompts_in(world / "samples")
+    expected = [[f"{i + 1:05d}.png", lines[i % 3]] for i in range(5)]
+    assert rows == [["file", "prompt"], *expected]
+    told = {"prompts": [lines[i % 3].removeprefix("say ") for i in range(5)], "negative": "blue"}
+    images = recipes.sample(reader, range(5), 2, seed=3, eta=1.0, scale=2.0, **told)
+    np.testing.assert_array_equal(colours_in(world / "samples"), as_tiles(images))
+
+
+def test_generate_goes_on_with_its_prompts(done, refused, reader, world):
+    (world / "prompts.txt").write_text("a red seven\na blue 2\n", encoding="utf-8")
+    done(*WRITE, "--count", 5)
+    whole, rows = colours_in(world / "samples"), prompts_in(world / "samples")
+    (world / "samples" / "00002.png").unlink()
+    kept = (world / "samples" / "00001.png").stat().st_mtime_ns
+    assert done(*WRITE, "--count", 6)["drawn now"] == 2
+    assert abs(colours_in(world / "samples")[:5] - whole).max() <= 1
+    assert (world / "samples" / "00001.png").stat().st_mtime_ns == kept
+    assert prompts_in(world / "samples") == [*rows, ["00006.png", "a blue 2"]]
+    assert "other settings" in refused(*WRITE, "--negative", "red")
+    assert "other settings" in refused(*WRITE, "--scale", 3)
+    (world / "prompts.txt").write_text("\na red seven\r\n  a blue 2  ", encoding="utf-8")
+    assert done(*WRITE, "--count", 6)["drawn now"] == 0  # the same prompts, blank lines skipped
+    (world / "prompts.txt").write_text("a red seven\na blue 3\n", encoding="utf-8")
+    assert "other settings" in refused(*WRITE)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\n  \n", "prompts.txt holds no prompt; give one a line"),
+        ("rot, grün".encode("latin-1"), "prompts.txt is not a readable text file"),
+        (b"a red seven\nqqqq", "'qqqq' holds no word that this model knows"),
+        (None, "prompts.txt is not a readable text file; give one prompt a line, in UTF-8"),
+    ],
+)
+def test_generate_refuses_prompts_that_it_cannot_read(refused, reader, world, content, reason):
+    if content is not None:
+        (world / "prompts.txt").write_bytes(content)
+    assert reason in refused(*WRITE)
+
+
+def test_generate_asks_readers_alone_for_prompts(refused, reader, lines):
+    reason = "text_to_image draws what it is told; give --prompts"
+    assert reason in refused("generate", "text_to_image")
+    for option in (("--prompts", "prompts.txt"), ("--negative", "red")):
+        assert "latent reads no prompts; leave" in refused("generate", "latent", *option)
+
+
+@pytest.fixture
+def painted(world):
+    """Paint ten scenes of one digit, with prompts that name its ink and its paper."""
+    images, labels, source = data.mnist(source="small")
+    pool = measured(data.Digits(images[:500], labels[:500], source))
+    images, scenes = draw_scenes(pool, 0, range(10), two=0.0)
+    for i, image in enumerate(images):
+        data.write_png(world / "painted" / f"{i:02d}.png", image)
+    return [f"a {scene.glyphs[0].ink} digit on {scene.paper}" for scene in scenes]
+
+
+def write_prompts(folder, prompts):
+    """Write prompts.csv for 00.png, 01.png, ..."""
+    rows = [f"{i:02d}.png,{prompt}\n" for i, prompt in enumerate(prompts)]
+    (folder / "prompts.csv").write_text("".join(["file,prompt\n", *rows]), encoding="utf-8")
+
+
+def test_evaluate_reads_prompts_off_pictures(done, command, world, painted):
+    """What is there is found; of three that name another paper it is denied."""
+    write_prompts(world / "painted", painted)
+    result = done("evaluate", "painted")
+    assert set(result) == {"source", "ink", "paper", "everything", "asked", "images"}
+    for name in ("ink", "paper", "everything", "asked"):
+        assert (result[name]["right"], result[name]["of"]) == (10, 10)
+    others = [
+        p.rsplit(" ", 1)[0] + " " + ("red" if p.endswith("blue") else "blue") for p in painted
+    ]
+    write_prompts(world / "painted", [*others[:3], *painted[3:9], ""])
+    result = done("evaluate", "painted")
+    assert result["images"] == 10
+    assert (result["ink"]["right"], result["ink"]["of"]) == (9, 9)  # one prompt names nothing
+    assert (result["paper"]["right"], result["paper"]["of"]) == (6, 9)
+    assert (result["everything"]["right"], result["everything"]["of"]) == (6, 9)
+    low, high = wilson_interval(6, 9)
+    assert (result["paper"]["low"], result["paper"]["high"]) == (low, high)
+    line = f"paper: 66.7% of 9 ({low:.1%} to {high:.1%})"
+    assert line in command("evaluate", "painted")[1].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reason"),
+    [
+        (["", "please"] * 5, "no prompt names anything that can be read off a picture"),
+        (["a red seven"] * 9, "prompts.csv must hold a line file,prompt for every PNG ('09.png')"),
+        (["a red seven, a blue one"] * 10, "must hold a line file,prompt"),
+        (["a red blue digit"] * 10, "gives one ink 2 values"),
+    ],
+)
+def test_evaluate_refuses_prompts_that_say_nothing(refused, world, painted, prompts, reason):
+    write_prompts(world / "painted", prompts)
+    assert reason in refused("evaluate", "painted")
+
+
+def test_evaluate_refuses_pictures_that_show_no_scene(refused, world, painted, monkeypatch):
+    write_prompts(world / "painted", painted)
+    monkeypatch.setattr(cli.inception, "inception_metric", lambda device: "metric")
+    assert "--inception compares with digits" in refused("evaluate", "painted", "--inception")
+    data.write_png(world / "painted" / "09.png", torch.zeros(3, 28, 28))
+    assert "09.png measures (28, 28); prompts are read in 32x32" in refused("evaluate", "painted")
+    (world / "painted" / "09.png").write_bytes(b"none")
+    assert "09.png is not a readable picture" in refused("evaluate", "painted")
+    for path in (world / "painted").glob("*.png"):
+        path.unlink()
+    assert "painted holds no PNG file" in refused("evaluate", "painted")
+
+
+def test_evaluate_a_reader_by_kinds_of_prompts(done, refused, reader, monkeypatch):
+    result = done("evaluate", "text_to_image", "--count", 6, "--steps", 2, "--seed", 2, "--eta", 0)
+    assert list(result) == ["source", "scale", *KINDS]
+    assert result["scale"] == reader.record["metrics"]["scale"]
+    kind, pool = "two digits, seen", measured(data.mnist(source="small"))
+    texts, named = zip(*draw_prompts(pool, kind, 6, 2), strict=True)
+    drawn = recipes.sample(reader, range(6), 2, prompts=texts, seed=2, scale=result["scale"])
+    eye = recipes.find("digit_features").model
+    assert result[kind] == obedience(agreements(drawn, named, eye), named)
+    monkeypatch.setattr(cli.inception, "inception_metric", lambda device: "metric")
+    reason = refused("evaluate", "text_to_image", "--inception")
+    assert "--inception compares with digits; leave it out" in reason
+    monkeypatch.setattr(judging, "PromptSettings", recipes.VaeSettings)  # it reads of other things
+    assert "neither draws digits nor names them" in refused("evaluate", "text_to_image")
 
 
 # ---- doctor, and files that are not what they say ------------------------------------------

@@ -19,8 +19,8 @@ LAYERS = {
     "vae": 1, "classifier": 1, "readers": 1, "text": 1, "clip": 1,
     "guidance": 2, "latent": 2, "joint": 2, "scenes": 2, "text_to_image": 2,
     "folders": 2,
-    "checkpoints": 3, "sources": 3,
-    "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4,
+    "checkpoints": 3, "sources": 3, "editing": 3,
+    "train": 4, "metrics": 4, "inception": 4, "plots": 4, "film": 4, "pngs": 4,
     "configs": 5, "obedience": 5,
     "trained": 6, "losses": 6,
     "jobs": 7,
@@ -28,14 +28,15 @@ LAYERS = {
     "registry": 9,
     "recipes": 10,
     "yardsticks": 11, "pace": 11, "vae_trials": 11, "latent_trials": 11, "guidance_trials": 11,
-    "latent_tuning": 11, "watch": 11,
-    "ablations": 12, "cli": 12,
-    "__main__": 13,
+    "latent_tuning": 11, "watch": 11, "drawing": 11,
+    "ablations": 12, "judging": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 # fmt: on
 
 LINES = 280
-LONGER = {"jobs": 320, "recipes": 320, "ablations": 300, "data": 345, "cli": 400}
+LONGER = {"jobs": 320, "recipes": 320, "ablations": 300, "data": 345, "cli": 430}
 
 # What a bare machine with a GPU has; all else is imported where it is used.
 TRAINING = {"torch", "numpy", "safetensors", "tqdm"}

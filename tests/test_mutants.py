@@ -19,6 +19,7 @@ from tiny import painting
 from mnistlib import recipes
 from mnistlib.grammar import Glyph
 from mnistlib.layers import ResidualBlock
+from mnistlib.samplers import ddim
 from mnistlib.schedules import cosine
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mnistlib"
@@ -405,9 +406,49 @@ TRAINED = [
            "[generator_for(seed, i) for i in range(len(numbers))]",
            "test_an_image_depends_on_seed_number_and_its_prompt_alone", (1.0,)),
 ]
+EDITING = [
+    Mutant("editing", "round(strength * times[0])", "round((1 - strength) * times[0])",
+           "test_shortened_grids"),
+    Mutant("editing", "lambda t: t >= first", "lambda t: t > first", "test_shortened_grids"),
+    Mutant("editing", "_noised(x_0, eps, times[0], schedule)", "x_0 + eps",
+           "test_image_to_image_follows_the_ode", (0.5,)),
+    Mutant("editing", "eps if strength == 1 else ", "",
+           "test_strength_one_is_the_plain_sampler", (ddim, [700, 400, 30, 0])),
+    Mutant("editing", "repeats if s > 0 else 1", "repeats",
+           "test_inpainting_equals_numpy", (3,)),
+    Mutant("editing", "_renoised(x, noise(), s, t, schedule) if again", "x if again",
+           "test_inpainting_equals_numpy", (3,)),
+    Mutant("editing", "_renoised(x, noise(), s, t, schedule) if again",
+           "_noised(x, noise(), t, schedule) if again",
+           "test_repeats_lead_to_what_is_unknown_given_what_is_known", (0,)),
+    Mutant("editing", "_noised(known, noise(), s, schedule), step.x_t",
+           "_noised(known, noise(), t, schedule), step.x_t",
+           "test_what_is_known_comes_back_exactly", (ddim, 1)),
+    Mutant("editing", "torch.lerp(_noised(known, noise(), s, schedule), step.x_t, mask)",
+           "torch.lerp(step.x_t, _noised(known, noise(), s, schedule), mask)",
+           "test_what_is_known_comes_back_exactly", (ddim, 1)),
+    Mutant("editing", "torch.lerp(known, step.x0_hat, mask)", "step.x0_hat",
+           "test_a_mask_of_zeros_is_the_picture"),
+    Mutant("editing", "((1 - weight) * angle).sin(), (weight * angle).sin()",
+           "(weight * angle).sin(), ((1 - weight) * angle).sin()",
+           "test_slerp_ends_exactly", (torch.float32,)),
+    Mutant("editing", "]) / angle.sin()", "])", "test_slerp_turns_one_noise_into_the_other"),
+    Mutant("editing", "angle.sin() > 1e-6", "angle.sin() > 2",
+           "test_the_line_shrinks_and_the_arc_does_not"),
+    Mutant("editing", "angle.sin() > 1e-6", "angle.sin() > -1",
+           "test_where_there_is_no_arc_the_line_is_taken"),
+    Mutant("editing", "i / (count - 1)", "i / count", "test_interpolate_is_an_even_series"),
+    Mutant("editing", "cfg(last, first, weight)", "cfg(first, last, weight)",
+           "test_mixed_leans_from_one_denoiser_to_another"),
+    Mutant("editing", "(cond(x_t, t) - u)", "cond(x_t, t)",
+           "test_independent_wishes_are_fulfilled_together", (300,)),
+    Mutant("editing", "_noised(x0_hat, eps, t, schedule)",
+           "_noised(x0_hat, eps, s, schedule)", "test_inversion_equals_numpy"),
+    Mutant("editing", "before.clamp(min=1)", "_batch_of(t, x)", "test_inversion_equals_numpy"),
+]
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
-MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE
+MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + EDITING
 MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + LOSSES + FOLDERS
 
 
