@@ -16,7 +16,7 @@ from mnistlib import recipes
 from mnistlib.configs import LatentSettings
 from mnistlib.data import Digits, holdout, mnist, to_images
 from mnistlib.guidance import bind
-from mnistlib.jobs import NoisyLabelledBatch, held_out_loss
+from mnistlib.jobs import NoisyLabelledBatch, fixed_batches, held_out_loss, noisy_batches
 from mnistlib.metrics import accuracy, features_of, frechet_to, precision_recall
 from mnistlib.objective import NoisyBatch, add_noise, diffusion_loss, to_eps, to_x0
 from mnistlib.schedules import NoiseSchedule, make_schedule
@@ -166,9 +166,10 @@ def gradient_norm(loss: Tensor, model: nn.Module) -> float:
 
 
 def auxiliary_run(auxiliary: Auxiliary, seed: int) -> dict[str, Any]:
-    """Train with both losses; measure gradients before and after, held-out loss and samples.
+    """Train with both losses; measure gradients before and after, and the network on digits unseen.
 
-    ``weights`` is a digest of the averaged weights: equal ones are equal bit for bit.
+    ``weights`` is a digest of the averaged weights: equal ones are equal bit for bit. ``size`` is
+    the root mean square of its guesses of clean latents; real latents have 1.
     """
     settings = replace(SETTINGS, train=replace(SETTINGS.train, seed=seed))
     shipped, (digits, unseen) = recipes.find("vae"), _small_set()
@@ -188,11 +189,26 @@ def auxiliary_run(auxiliary: Auxiliary, seed: int) -> dict[str, Any]:
     row["after"] = gradients(last.model)
     trained = Trained(last.ema, settings, {}, shipped.model)
     row |= {"vae": shipped.record["sha256"], "weights": _digest(last.ema)}
-    return row | {"loss": held_out_loss(trained, unseen)} | _judged(trained)
+    row |= {"loss": held_out_loss(trained, unseen), "size": _size(trained, unseen)}
+    return row | _judged(trained)
 
 
 def _small_set() -> tuple[Digits, Digits]:
     return holdout(mnist(source="small"), 500)
+
+
+@torch.no_grad()
+def _size(trained: Trained, unseen: Digits) -> float:
+    """How large the guesses are over digits that the training did not see, the noise fixed."""
+    s = trained.settings
+    batch_at = noisy_batches(s, unseen, trained.vae, s.label_dropout)
+    batches = fixed_batches(batch_at, len(unseen.labels), s.batch_size)
+    squares = [both_losses(trained.model, batch, s, _square)[1] for batch in batches]
+    return float(torch.stack(squares).mean().sqrt())
+
+
+def _square(guess: Guess, schedule: NoiseSchedule) -> Tensor:
+    return guess.x0_hat.square().mean()
 
 
 def _digest(model: nn.Module) -> str:

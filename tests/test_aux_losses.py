@@ -199,7 +199,24 @@ def test_a_loss_without_gradient_changes_no_bit(made):
         assert (row["added"], row["weight"], row["vae"]) == (*AUXILIARY[name], "vae")
         assert row["before"].keys() == row["after"].keys() == {"diffusion", "auxiliary"}
         assert row["after"]["diffusion"] > 0
-        assert {"frechet", "accuracy", "precision", "recall", "loss"} < row.keys()
+        assert {"frechet", "accuracy", "precision", "recall", "loss", "size"} < row.keys()
+
+
+def test_size_is_that_of_the_guesses():
+    """Whoever answers v = 0 guesses alpha_t x_t."""
+    digits, found, *_ = world()
+    silent = replace(QUICK, batch_size=6)
+    network = recipes.RECIPES["latent"].network(silent).eval()
+    for p in network.conv_out.parameters():
+        torch.nn.init.zeros_(p)
+    vae = found["vae"].model
+    size = aux_losses._size(recipes.Trained(network, silent, {}, vae), digits)
+    batch_at = aux_losses.noisy_batches(silent, digits, vae, 0.1)
+    squares = []
+    for x_0, t, eps, *_ in (batch_at(0, step) for step in range(10)):
+        alpha, sigma = SCHEDULE.rates(t, x_0)
+        squares.append((alpha * (alpha * x_0 + sigma * eps)).square())
+    assert size == pytest.approx(float(torch.cat(squares).mean().sqrt()), rel=1e-4)
 
 
 def test_the_weight_counts(made):
