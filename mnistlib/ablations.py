@@ -22,12 +22,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mnistlib import (
+    aux_losses,
     checkpoints,
     guidance_trials,
     latent_trials,
     latent_tuning,
     pace,
     recipes,
+    text_trials,
     vae_trials,
     yardsticks,
 )
@@ -151,9 +153,10 @@ def progress_run(step: int, seed: int) -> dict[str, Any]:
 
 
 def decode_sheet(row: dict[str, Any]) -> torch.Tensor:
-    """The samples that a row of a record holds, as a sheet of pixels, uint8 (1, H, W)."""
+    """The samples that a row of a record holds, as a sheet of pixels, uint8 (1 or 3, H, W)."""
     picture = Image.open(io.BytesIO(base64.b64decode(row["sheet"])))
-    return torch.from_numpy(np.array(picture.convert("L")))[None]
+    pixels = np.array(picture.convert("RGB" if picture.mode == "RGB" else "L"))
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 
 class Ablation(NamedTuple):
@@ -217,6 +220,9 @@ ABLATIONS: dict[str, Ablation] = {
     "label_dropout": Ablation(guidance_trials.dropout_run, guidance_trials.DROPOUT),
     "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
     "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
+    "ways_of_telling": Ablation(text_trials.telling_run, text_trials.WAYS),
+    "prompt_weighting": Ablation(text_trials.telling_run, text_trials.WEIGHTINGS),
+    "auxiliary_losses": Ablation(aux_losses.auxiliary_run, aux_losses.AUXILIARY),
 }
 
 

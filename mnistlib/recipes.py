@@ -21,6 +21,8 @@ from mnistlib.configs import (
     FeatureSettings,
     JointSettings,
     LatentSettings,
+    PromptSettings,
+    SceneVaeSettings,
     Settings,
     VaeSettings,
 )
@@ -43,7 +45,9 @@ __all__ = [
     "FeatureSettings",
     "JointSettings",
     "LatentSettings",
+    "PromptSettings",
     "Recipe",
+    "SceneVaeSettings",
     "Trained",
     "VaeSettings",
     "autoencoder_of",

@@ -446,10 +446,50 @@ EDITING = [
            "_noised(x0_hat, eps, s, schedule)", "test_inversion_equals_numpy"),
     Mutant("editing", "before.clamp(min=1)", "_batch_of(t, x)", "test_inversion_equals_numpy"),
 ]
+TELLING = [
+    Mutant("text_trials", "10 + 10 * digits[0] + digits[1]", "10 + digits[0] + 10 * digits[1]",
+           "test_each_seen_scene_has_its_class"),
+    Mutant("text_trials", "or len(digits) != 1 + scene.placed", "",
+           "test_what_a_class_cannot_say_is_not_said"),
+    Mutant("text_trials", "drop_labels(labels[i], rate", "drop_labels(labels[: len(i)], rate",
+           "test_labels_belong_to_their_latents"),
+    Mutant("text_trials", "seed, numbers, language=\"en\", attributes", "seed, numbers, attributes",
+           "test_words_belong_to_their_latents"),
+    Mutant("text_trials", "language=\"en\", attributes=NAMED", "language=\"en\"",
+           "test_words_belong_to_their_latents"),
+    Mutant("text_trials", "[scenes[j] for j in i.tolist()]", "[scenes[j] for j in range(len(i))]",
+           "test_words_belong_to_their_latents"),
+    Mutant("text_trials", "settings.predicts, settings.weighting)", "settings.predicts)",
+           "test_the_loss_is_that_of_v", ("both",)),
+    Mutant("text_trials", "scale=SCALE, **told", "**told",
+           "test_pictures_are_what_each_network_is_told", ("both",)),
+    Mutant("text_trials", "[captions[i] for i in numbers]", "[captions[i % 100] for i in numbers]",
+           "test_pictures_are_what_each_network_is_told", ("class label",)),
+    Mutant("text_trials", "glyph.ink if inks else None", "glyph.ink",
+           "test_prompts_name_what_they_say", ("one digit, seen", False)),
+    Mutant("text_trials", "two=two, unseen=unseen", "two=two",
+           "test_prompts_name_what_they_say", ("two digits, held out", True)),
+    Mutant("text_trials", "len({*wanted}) < 2 or ", "", "test_inks_on_their_sides"),
+    Mutant("text_trials", "{*wanted} != {*there}", "False", "test_inks_on_their_sides"),
+]
+AUX_LOSSES = [
+    Mutant("aux_losses", "-torch.pdist", "torch.pdist",
+           "test_diversity_is_minus_the_mean_distance"),
+    Mutant("aux_losses", "- guess.x_t)", "+ guess.x_t)", "test_the_right_consistency_is_nothing",
+           ("v",)),
+    Mutant("aux_losses", "alpha.square(), sigma", "alpha.square(), sigma.square()",
+           "test_the_other_rates_are_what_they_say"),
+    Mutant("aux_losses", "schedule.beta[t - 1]", "schedule.beta[t - 2]",
+           "test_the_other_rates_are_what_they_say"),
+    Mutant("aux_losses", "to_x0(*asked), to_eps(*asked)", "to_eps(*asked), to_x0(*asked)",
+           "test_both_losses_come_from_one_answer"),
+    Mutant("aux_losses", "[g.norm() for g", "[g.norm() ** 2 for g",
+           "test_gradient_norm_is_that_of_the_training"),
+]
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
-MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + EDITING
-MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + LOSSES + FOLDERS
+MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + EDITING + LOSSES + FOLDERS
+MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + TELLING + AUX_LOSSES
 
 
 def with_text_changed(mutant):

@@ -1,0 +1,258 @@
+"""Ways of telling a network what to draw: small trainings alike in all but that.
+
+Scenes are painted with the 5,000 embedded digits. Captions are English and name digits, inks,
+paper and places. All trainings spend as many multiply-adds, the text encoder's included; the
+encoding of the scenes, which is the same for all, is left out.
+Legend: B scenes of a batch, N prompts.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mnistlib import grammar, recipes
+from mnistlib.captions import Caption, parse, say
+from mnistlib.configs import PromptSettings
+from mnistlib.data import Digits, batch_indices, generator_for, mnist
+from mnistlib.grammar import Glyph, Scene
+from mnistlib.guidance import bind
+from mnistlib.latent_trials import multiply_adds
+from mnistlib.obedience import KINDS, obedience
+from mnistlib.objective import NoisyBatch, diffusion_loss, drop_captions, drop_labels
+from mnistlib.plots import png, sheet
+from mnistlib.prompt_jobs import encoded, text_to_image
+from mnistlib.readers import agreement, read
+from mnistlib.scenes import Pool, draw_captions, draw_scenes, measured
+from mnistlib.schedules import make_schedule
+from mnistlib.text import Tokenizer, vocabulary_of
+from mnistlib.train import TrainConfig, fit
+from mnistlib.trained import Trained, sample
+from mnistlib.unet import UNet, UNetConfig
+from mnistlib.vae import Vae
+
+__all__ = [
+    "BUDGET",
+    "CLASSES",
+    "SHOWN",
+    "WAYS",
+    "WEIGHTINGS",
+    "draw_told",
+    "label_of",
+    "named_in",
+    "telling_run",
+]
+
+BUDGET = 7_000_000_000_000  # multiply-adds of a training: about 900 steps with words to look at
+UNSEEN = 1024  # scenes that the loss is measured on
+SCALE = 3.0  # of classifier-free guidance, whoever is told what
+NAMED = ("digit", "ink", "paper", "places")
+CLASSES = 110  # ten digits, and a hundred ordered pairs of them
+
+_LOOKS = PromptSettings(
+    model=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        widths=(48, 96),
+        attention=(0, 1),
+        depth=1,
+        context_dim=64,
+    ),
+    train=TrainConfig(steps=1000, lr=2e-3, warmup=60, ema=0.99),
+    batch_size=64,
+    scenes=15_000,
+    text_width=64,
+    pooled=False,
+    judged=200,
+    judge_steps=12,
+)
+_DEAF = replace(_LOOKS.model, context_dim=0)
+
+WAYS: dict[str, PromptSettings] = {
+    "class label": replace(_LOOKS, model=replace(_DEAF, classes=CLASSES)),
+    "one vector": replace(_LOOKS, model=_DEAF, pooled=True),
+    "cross-attention": _LOOKS,
+    "both": replace(_LOOKS, pooled=True),
+}
+"""How the UNet hears of the scene; the number of steps follows from ``BUDGET``.
+
+The class says which digits a scene holds, and on which side. A class for each scene that can be
+painted, inks and paper included, would be 40,000 rows of a table, most of them hardly ever seen.
+"""
+
+WEIGHTINGS = {name: replace(_LOOKS, weighting=name) for name in ("simple", "min_snr")}
+
+SHOWN = (
+    "a red seven on white",
+    "a blue four on yellow",
+    "a green zero on black",
+    "a white five on purple",
+    "a red four left of a blue two on white",
+    "a blue four left of a red two on white",
+    "a red two left of a blue four on white",
+    "a green one left of a red eight on black",
+)
+"""What each network draws for its record; of the last one's digits no training scene is made."""
+
+
+# ---- what is told --------------------------------------------------------------------------
+
+
+def label_of(scene: Scene) -> int:
+    """The class of a scene: 0..9 one digit, then ordered pairs; ``CLASSES`` where none is said."""
+    digits = [glyph.digit for glyph in scene.glyphs]
+    if None in digits or len(digits) != 1 + scene.placed:
+        return CLASSES
+    return digits[0] if len(digits) == 1 else 10 + 10 * digits[0] + digits[1]
+
+
+def telling_job(
+    settings: PromptSettings, digits: Digits, vae: Vae
+) -> tuple[Callable[[nn.Module, tuple], Tensor], Callable[[int, int], tuple]]:
+    """The loss, and batches of a ``NoisyBatch``'s three parts and what is told: class or tokens."""
+    latents, scenes = encoded(settings, measured(digits), vae)
+    schedule, B = make_schedule(settings.schedule, settings.T), settings.batch_size
+    indices, tell = batch_indices(len(scenes), B), _teller(settings, scenes)
+
+    def batch_at(seed: int, step: int) -> tuple:
+        i, generator = indices(seed, step), generator_for(seed, step)
+        t = torch.randint(1, settings.T + 1, (B,), generator=generator)
+        eps = torch.randn(latents[i].shape, generator=generator)
+        return (latents[i], t, eps, *tell(i, seed, step, generator))
+
+    def loss(model: nn.Module, batch: tuple) -> Tensor:
+        cond = (model.of_class if settings.model.classes else model.of_tokens)(*batch[3:])
+        told = bind(model, cond), NoisyBatch(*batch[:3]), schedule
+        return diffusion_loss(*told, settings.predicts, settings.weighting)
+
+    return loss, batch_at
+
+
+def _teller(settings: PromptSettings, scenes: Sequence[Scene]) -> Callable[..., tuple]:
+    """What a batch is told of the scenes with the given indices, a share of it forgotten."""
+    rate, B = settings.label_dropout, settings.batch_size
+    labels = torch.tensor([label_of(scene) for scene in scenes])
+    tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
+
+    def classes(i: Tensor, seed: int, step: int, generator: torch.Generator) -> tuple:
+        return (drop_labels(labels[i], rate, CLASSES, generator=generator),)
+
+    def words(i: Tensor, seed: int, step: int, generator: torch.Generator) -> tuple:
+        shown, numbers = [scenes[j] for j in i.tolist()], range(step * B, (step + 1) * B)
+        said = draw_captions(shown, seed, numbers, language="en", attributes=NAMED)
+        return tokenize(drop_captions([c.text for c in said], rate, generator=generator))
+
+    return classes if settings.model.classes else words
+
+
+# ---- training ------------------------------------------------------------------------------
+
+
+def _begin(settings: PromptSettings) -> nn.Module:
+    """The untrained network, a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.train.seed)
+        return UNet(settings.model) if settings.model.classes else text_to_image(settings)
+
+
+def _train(settings: PromptSettings, digits: Digits, vae: Vae) -> tuple[Trained, dict[str, Any]]:
+    """Train for ``BUDGET`` multiply-adds; the averaged weights, and what was spent."""
+    network = _begin(settings)
+    loss, batch_at = telling_job(settings, digits, vae)
+    a_step = multiply_adds(lambda: loss(network, batch_at(0, 0)).backward())
+    steps = BUDGET // a_step
+    *_, last = fit(network, loss, batch_at, replace(settings.train, steps=steps))
+    return Trained(last.ema, settings, {}, vae), {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": steps,
+        "images_seen": steps * settings.batch_size,
+        "multiply_adds": steps * a_step,
+    }
+
+
+@torch.no_grad()
+def _unseen_loss(trained: Trained, digits: Digits) -> float:
+    """The mean loss over ``UNSEEN`` other scenes, each time counting as much."""
+    s = trained.settings
+    s = replace(s, weighting="simple", scenes=UNSEEN, train=replace(s.train, seed=77))
+    loss, batch_at = telling_job(s, digits, trained.vae)
+    losses = [loss(trained.model, batch_at(77, step)) for step in range(UNSEEN // s.batch_size)]
+    return float(torch.stack(losses).mean())
+
+
+# ---- judging -------------------------------------------------------------------------------
+
+
+def draw_told(trained: Trained, captions: Sequence[Caption], seed: int) -> Tensor:
+    """A picture (N, 3, 32, 32) for each caption, guided; a class is all that some networks hear."""
+    images = []
+    for part in torch.arange(len(captions)).split(100):
+        numbers = part.tolist()
+        said = [captions[i] for i in numbers]
+        told: dict[str, Any] = {"prompts": [caption.text for caption in said]}
+        if trained.classes:
+            told = {"labels": torch.tensor([label_of(caption.named) for caption in said])}
+        steps = trained.settings.judge_steps
+        images.append(sample(trained, numbers, steps, seed=seed, scale=SCALE, **told))
+    return torch.cat(images)
+
+
+def named_in(pool: Pool, kind: str, count: int, seed: int, *, inks: bool = True) -> list[Caption]:
+    """Prompts for scenes of one of ``obedience.KINDS`` that name all digits and their places.
+
+    Args:
+        inks: name each ink and the paper as well.
+    """
+    two, unseen = KINDS[kind]
+    captions = []
+    for i, scene in enumerate(draw_scenes(pool, seed, range(count), two=two, unseen=unseen).scenes):
+        glyphs = tuple(Glyph(glyph.digit, glyph.ink if inks else None) for glyph in scene.glyphs)
+        named = Scene(glyphs, scene.paper if inks else None, scene.placed)
+        text = say(named, generator=generator_for(seed, i, 1), language="en")
+        captions.append(Caption(text, named))
+    return captions
+
+
+def bound(named: Scene, seen: Scene) -> bool | None:
+    """Does each of two inks stand on its side? None unless two are asked for, and both are there.
+
+    A network that knows the inks and not which digit has which is right half of the time.
+    """
+    wanted, there = ([glyph.ink for glyph in scene.glyphs] for scene in (named, seen))
+    if len({*wanted}) < 2 or {*wanted} != {*there}:
+        return None
+    return wanted == there
+
+
+def _judged(trained: Trained, pool: Pool, kind: str, inks: bool) -> dict[str, dict[str, float]]:
+    """``obedience`` of fresh samples, ``bound`` added, where it says something."""
+    captions = named_in(pool, kind, trained.settings.judged, 4, inks=inks)
+    named = [caption.named for caption in captions]
+    eye = recipes.find("digit_features").model
+    seen = read(draw_told(trained, captions, 4), eye, len(named[0].glyphs))
+    pairs = [*zip(named, seen, strict=True)]
+    return obedience([agreement(a, b) | {"bound": bound(a, b)} for a, b in pairs], named)
+
+
+def telling_run(settings: PromptSettings, seed: int) -> dict[str, Any]:
+    """Train one network; measure how far it does what it is told, and draw ``SHOWN``.
+
+    ``everything``: prompts that name all digits, inks, the paper and places. ``digits``: prompts
+    that name digits and places alone, where a class says as much as words do; of one digit there
+    is no combination then that could have been held out.
+    """
+    settings = replace(settings, train=replace(settings.train, seed=seed))
+    shipped, digits = recipes.find("rgb_vae"), mnist(source="small")
+    trained, spent = _train(settings, digits, shipped.model)
+    pool, shown = measured(digits), [Caption(text, parse(text)) for text in SHOWN]
+    alone = [kind for kind in KINDS if kind != "one digit, held out"]
+    return spent | {
+        "vae": shipped.record["sha256"],
+        "loss": _unseen_loss(trained, digits),
+        "everything": {kind: _judged(trained, pool, kind, True) for kind in KINDS},
+        "digits": {kind: _judged(trained, pool, kind, False) for kind in alone},
+        "sheet": base64.b64encode(png(sheet(draw_told(trained, shown, 99)))).decode(),
+    }
