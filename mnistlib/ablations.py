@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mnistlib import (
     checkpoints,
+    edit_trials,
     guidance_trials,
     latent_trials,
     latent_tuning,
@@ -217,6 +218,7 @@ ABLATIONS: dict[str, Ablation] = {
     "label_dropout": Ablation(guidance_trials.dropout_run, guidance_trials.DROPOUT),
     "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
     "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
+    "edits": Ablation(edit_trials.edit_run, edit_trials.EDITS),
 }
 
 

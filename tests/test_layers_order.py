@@ -28,7 +28,7 @@ LAYERS = {
     "registry": 9,
     "recipes": 10,
     "yardsticks": 11, "pace": 11, "vae_trials": 11, "latent_trials": 11, "guidance_trials": 11,
-    "latent_tuning": 11, "watch": 11, "drawing": 11,
+    "latent_tuning": 11, "edit_trials": 11, "watch": 11, "drawing": 11,
     "ablations": 12, "judging": 12,
     "cli": 13,
     "__main__": 14,
