@@ -84,11 +84,13 @@ def changed(world: World, strength: float, count: int) -> dict[str, Any]:
         For each of ``CHANGES`` three numbers. obeys: the share that shows the new digit, ink and
         paper, all of them named. keeps: the share in which slant and stroke, which nobody named,
         are read as before. overlap: see there. And for "nothing", where the network is told the
-        empty prompt, the share that keeps each attribute.
+        empty prompt, the share that keeps each attribute. Compared is with the picture as the
+        autoencoder gives it back, so that nothing but the edit counts.
     """
-    trained, before = world.trained, draw_scenes(world.pool, world.seed, range(count), two=0.0)
-    z_0, eps = latent.encode(trained.vae, before.images), world.noise(count)
-    were = read(before.images, world.eye)
+    trained, painted = world.trained, draw_scenes(world.pool, world.seed, range(count), two=0.0)
+    z_0, eps = latent.encode(trained.vae, painted.images), world.noise(count)
+    before = trained.pictures(z_0)
+    were = read(before, world.eye)
 
     def edited(denoise: Denoiser) -> Tensor:
         run = image_to_image(denoise, trained.schedule, z_0, eps, world.times, strength)
@@ -97,13 +99,13 @@ def changed(world: World, strength: float, count: int) -> dict[str, Any]:
 
     found = {}
     for what in CHANGES:
-        wanted = [otherwise(scene, what, world.seed, i) for i, scene in enumerate(before.scenes)]
+        wanted = [otherwise(scene, what, world.seed, i) for i, scene in enumerate(painted.scenes)]
         after = edited(world.told(wanted))
         are = read(after, world.eye)
         found[what] = {
             "obeys": _share(wanted, are, ("digit", "ink", "paper")),
             "keeps": _share(were, are, ("slant", "stroke")),
-            "overlap": float(overlap(before.images, after).mean()),
+            "overlap": float(overlap(before, after).mean()),
         }
     free = read(edited(trained.prompted([""])), world.eye)
     kept = [name for name in ATTRIBUTES if name != "places"]
