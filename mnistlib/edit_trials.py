@@ -184,15 +184,27 @@ def repainted(world: World, repeats: int, count: int) -> dict[str, float]:
         *_, last = ddim(*how)
         z = torch.lerp(z_0, last.x_t, mask)
     after = trained.pictures(z)
-    pairs = [*zip(wanted, read(after, world.eye, 2), strict=True)]
+    kept, drawn = (
+        _share(
+            [Scene((scene.glyphs[side],)) for scene in wanted],
+            [Scene((glyph,)) for glyph in _alone(half, world.eye)],
+            ("digit", "ink"),
+        )
+        for side, half in enumerate(halves(after))
+    )
     left, right = (papers(half) for half in halves(after))
     called = [torch.cdist(colour, PALETTE).argmin(1) for colour in (left, right)]
     return {
-        "obeys": _mean(_same_glyph(a.glyphs[1], b.glyphs[1]) for a, b in pairs),
-        "keeps": _mean(_same_glyph(a.glyphs[0], b.glyphs[0]) for a, b in pairs),
+        "obeys": drawn,
+        "keeps": kept,
         "fits": float((called[0] == called[1]).double().mean()),
         "gap": float((left - right).square().mean().sqrt()),
     }
+
+
+def _alone(half: Tensor, eye: Callable[[Tensor], Tensor]) -> list[Glyph]:
+    """The digit in each half (N, 3, 32, 16) of a picture, read on the half's own paper."""
+    return [scene.glyphs[0] for scene in read(torch.cat([half, half], dim=3), eye, 2)]
 
 
 def right_half(shape: Sequence[int]) -> Tensor:
@@ -212,15 +224,6 @@ def _with_new_right(before: Painted, world: World) -> list[Scene]:
             right = replace(right, ink=other.paper)  # which is not the ink
         wanted.append(Scene((left, right), None, True))
     return wanted
-
-
-def _same_glyph(named: Glyph, seen: Glyph) -> bool:
-    return (named.digit, named.ink) == (seen.digit, seen.ink)
-
-
-def _mean(truths: Any) -> float:
-    each = [*truths]
-    return sum(each) / len(each)
 
 
 # ---- between two noises --------------------------------------------------------------------
