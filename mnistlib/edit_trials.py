@@ -5,7 +5,6 @@ Legend: N scenes, or pictures of them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -175,24 +174,14 @@ def repainted(world: World, repeats: int, count: int) -> dict[str, float]:
     z_0, mask = latent.encode(trained.vae, before.images), right_half(trained.shape)
     wanted = _with_new_right(before, world)
     how = (world.told(wanted), trained.schedule, world.noise(count), world.times)
-    if repeats:
-        generator = generator_for(world.seed, 4)
-        known = {"known": z_0, "mask": mask, "generator": generator}
-        *_, last = inpaint(*how, **known, repeats=repeats)
-        z = last.x_t
-    else:
-        *_, last = ddim(*how)
-        z = torch.lerp(z_0, last.x_t, mask)
-    after = trained.pictures(z)
+    known = {"known": z_0, "mask": mask, "generator": generator_for(world.seed, 4)}
+    *_, last = inpaint(*how, **known, repeats=repeats) if repeats else ddim(*how)
+    parts = halves(trained.pictures(torch.lerp(z_0, last.x_t, mask)))
     kept, drawn = (
-        _share(
-            [Scene((scene.glyphs[side],)) for scene in wanted],
-            [Scene((glyph,)) for glyph in _alone(half, world.eye)],
-            ("digit", "ink"),
-        )
-        for side, half in enumerate(halves(after))
+        _share([_side(scene, side) for scene in wanted], _alone(half, world.eye), ("digit", "ink"))
+        for side, half in enumerate(parts)
     )
-    left, right = (papers(half) for half in halves(after))
+    left, right = map(papers, parts)
     called = [torch.cdist(colour, PALETTE).argmin(1) for colour in (left, right)]
     return {
         "obeys": drawn,
@@ -202,9 +191,13 @@ def repainted(world: World, repeats: int, count: int) -> dict[str, float]:
     }
 
 
-def _alone(half: Tensor, eye: Callable[[Tensor], Tensor]) -> list[Glyph]:
-    """The digit in each half (N, 3, 32, 16) of a picture, read on the half's own paper."""
-    return [scene.glyphs[0] for scene in read(torch.cat([half, half], dim=3), eye, 2)]
+def _alone(half: Tensor, eye: Callable[[Tensor], Tensor]) -> list[Scene]:
+    """What is in each half (N, 3, 32, 16) of a picture, read on the half's own paper."""
+    return [_side(scene, 0) for scene in read(torch.cat([half, half], dim=3), eye, 2)]
+
+
+def _side(scene: Scene, side: int) -> Scene:
+    return Scene((scene.glyphs[side],))
 
 
 def right_half(shape: Sequence[int]) -> Tensor:
@@ -218,11 +211,9 @@ def _with_new_right(before: Painted, world: World) -> list[Scene]:
     wanted = []
     others = draw_scenes(world.pool, world.seed + 1000, range(len(before.scenes)), two=1.0).scenes
     for scene, other in zip(before.scenes, others, strict=True):
-        left, right = (replace(glyph, stroke=None, slant=None)
-                       for glyph in (scene.glyphs[0], other.glyphs[1]))  # fmt: skip
-        if right.ink == scene.paper:
-            right = replace(right, ink=other.paper)  # which is not the ink
-        wanted.append(Scene((left, right), None, True))
+        left, right = scene.glyphs[0], other.glyphs[1]
+        ink = other.paper if right.ink == scene.paper else right.ink  # they are never the same
+        wanted.append(Scene((Glyph(left.digit, left.ink), Glyph(right.digit, ink)), None, True))
     return wanted
 
 
@@ -245,7 +236,7 @@ def between(world: World, way: str, count: int) -> dict[str, float]:
     trained = world.trained
     scenes = draw_scenes(world.pool, world.seed, range(count), two=0.0).scenes
     wanted = [
-        Scene((replace(scene.glyphs[0], stroke=None, slant=None),), scene.paper) for scene in scenes
+        Scene((Glyph(scene.glyphs[0].digit, scene.glyphs[0].ink),), scene.paper) for scene in scenes
     ]
     eps = WAYS[way](world.noise(count), world.noise(count, 1), 0.5)
     *_, last = ddim(world.told(wanted), trained.schedule, eps, world.times)
