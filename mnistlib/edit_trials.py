@@ -92,8 +92,7 @@ def changed(world: World, strength: float, count: int) -> dict[str, Any]:
     were = read(before, world.eye)
 
     def edited(denoise: Denoiser) -> Tensor:
-        run = image_to_image(denoise, trained.schedule, z_0, eps, world.times, strength)
-        *_, last = run
+        *_, last = image_to_image(denoise, trained.schedule, z_0, eps, world.times, strength)
         return trained.pictures(last.x_t)
 
     found = {}
@@ -145,8 +144,7 @@ def overlap(before: Tensor, after: Tensor) -> Tensor:
 
 def papers(part: Tensor) -> Tensor:
     """The colour of the paper (N, 3) of images or halves of them: where no digit stands."""
-    rows = part[:, :, [0, 1, -2, -1]]
-    return rows.flatten(2).median(dim=2).values
+    return part[:, :, [0, 1, -2, -1]].flatten(2).median(dim=2).values
 
 
 def _share(named: Sequence[Scene], seen: Sequence[Scene], names: Sequence[str]) -> float:
