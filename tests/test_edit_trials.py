@@ -38,7 +38,7 @@ class Artist:
 
     def __init__(self):
         self.record = {"metrics": {"scale": 2.0}, "sha256": "of the artist"}
-        self.heard = []
+        self.heard, self.calls = [], 0
 
     def prompted(self, prompts, scale=1.0):
         """Return the mean noise, given that the picture is one of those that a prompt means."""
@@ -46,6 +46,7 @@ class Artist:
         known = torch.stack([self.meant(parse(prompt) if prompt else None) for prompt in prompts])
 
         def denoise(x_t, t):
+            self.calls += 1
             a, s = self.schedule.rates(t, x_t)
             far = (x_t[:, None] - a[:, None] * known).square().flatten(2).sum(2)
             shares = (-far / (2 * s.view(-1, 1) ** 2)).softmax(1)
@@ -191,6 +192,12 @@ def test_the_prompt_names_both_digits_and_inks_and_not_the_paper(world):
         assert (left.digit, left.ink) == (scene.glyphs[0].digit, scene.glyphs[0].ink)
         assert right.ink != scene.paper
     assert sum(parse(p).glyphs[1] != s.glyphs[1] for p, s in zip(prompts, before)) > 20  # noqa: B905
+
+
+@pytest.mark.parametrize(("repeats", "calls"), [(0, 12), (1, 12), (3, 11 * 3 + 1)])
+def test_each_step_but_the_last_is_repeated(world, repeats, calls):
+    repainted(world, repeats, 2)
+    assert world.trained.calls == calls
 
 
 def test_an_ink_that_would_vanish_is_replaced(world):
