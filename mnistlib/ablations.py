@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mnistlib import (
     aux_losses,
     checkpoints,
+    edit_trials,
     guidance_trials,
     latent_trials,
     latent_tuning,
@@ -223,6 +224,7 @@ ABLATIONS: dict[str, Ablation] = {
     "ways_of_telling": Ablation(text_trials.telling_run, text_trials.WAYS),
     "prompt_weighting": Ablation(text_trials.telling_run, text_trials.WEIGHTINGS),
     "auxiliary_losses": Ablation(aux_losses.auxiliary_run, aux_losses.AUXILIARY),
+    "edits": Ablation(edit_trials.edit_run, edit_trials.EDITS),
 }
 
 
