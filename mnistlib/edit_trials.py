@@ -80,9 +80,9 @@ def changed(world: World, strength: float, count: int) -> dict[str, Any]:
     """Pictures of one digit, asked to change in one respect, at a strength.
 
     Returns:
-        For each of ``CHANGES`` three numbers. obeys: the share that shows the new digit, ink and
-        paper, all of them named. keeps: the share in which slant and stroke, which nobody named,
-        are read as before. overlap: see there. And for "nothing", where the network is told the
+        For each of ``CHANGES`` three numbers. ``obeys`` is the share that shows the new digit, ink
+        and paper, all of them named; ``keeps`` the share in which slant and stroke, which nobody
+        named, are read as before; ``overlap`` is explained there. And for "nothing", where the network is told the
         empty prompt, the share that keeps each attribute. Compared is with the picture as the
         autoencoder gives it back, so that nothing but the edit counts.
     """
@@ -163,9 +163,9 @@ def repainted(world: World, repeats: int, count: int) -> dict[str, float]:
         repeats: see ``inpaint``; 0 draws a whole picture and pastes its right half in.
 
     Returns:
-        obeys: the share with the new digit and ink on the right. keeps: with the old ones on the
-        left. fits: with the same of eight papers in both halves. gap: the root mean square
-        difference of their colours.
+        ``obeys`` is the share with the new digit and ink on the right, ``keeps`` with the old ones
+        on the left, ``fits`` with the same of eight papers in both halves; ``gap`` is the root mean
+        square difference of their colours.
     """
     trained = world.trained
     before = draw_scenes(world.pool, world.seed, range(count), two=1.0)
@@ -228,8 +228,8 @@ def between(world: World, way: str, count: int) -> dict[str, float]:
     """Half-way between two noises, told one prompt: a digit, its ink and the paper.
 
     Returns:
-        norm: the root mean square of the noise. spread: the standard deviation within a latent
-        drawn from it. obeys: the share of pictures that show what was asked for.
+        ``norm`` is the root mean square of the noise, ``spread`` the standard deviation within a
+        latent drawn from it, ``obeys`` the share of pictures that show what was asked for.
     """
     trained = world.trained
     scenes = draw_scenes(world.pool, world.seed, range(count), two=0.0).scenes
