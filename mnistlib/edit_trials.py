@@ -82,9 +82,9 @@ def changed(world: World, strength: float, count: int) -> dict[str, Any]:
     Returns:
         For each of ``CHANGES`` three numbers. ``obeys`` is the share that shows the new digit, ink
         and paper, all of them named; ``keeps`` the share in which slant and stroke, which nobody
-        named, are read as before; ``overlap`` is explained there. And for "nothing", where the network is told the
-        empty prompt, the share that keeps each attribute. Compared is with the picture as the
-        autoencoder gives it back, so that nothing but the edit counts.
+        named, are read as before; ``overlap`` is explained there. And for "nothing", where the
+        network is told the empty prompt, the share that keeps each attribute. Compared is with the
+        picture as the autoencoder gives it back, so that nothing but the edit counts.
     """
     trained, painted = world.trained, draw_scenes(world.pool, world.seed, range(count), two=0.0)
     z_0, eps = latent.encode(trained.vae, painted.images), world.noise(count)
