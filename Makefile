@@ -44,7 +44,7 @@ ablations: $(VENV)/.stamp  ## run the chapters' ablations again, resumable (hour
 # live in the shipped vae (`scripts/ship.py NAME` ships what was trained).
 TRAINED := digit_features ddpm vae latent_classifier latent joint ddpm_class rgb_vae text_to_image
 
-train: $(VENV)/.stamp  ## train the shipped networks again, resumable (hours on two CPU cores)
+train: $(VENV)/.stamp  ## train the networks again, resumable (hours on two CPU cores)
 	@for name in $(TRAINED); do \
 		if test -f runs/$$name/$$name.safetensors; then continue; fi; \
 		if test -f runs/$$name/state.safetensors; then resume=--resume; else resume=; fi; \

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from mnistlib import recipes
 from mnistlib.configs import LatentSettings
-from mnistlib.data import Digits, holdout, mnist, to_images
+from mnistlib.data import Digits, mnist, to_images
 from mnistlib.guidance import bind
+from mnistlib.guidance_trials import BRIEF_LATENT, small_set
 from mnistlib.jobs import NoisyLabelledBatch, fixed_batches, held_out_loss, noisy_batches
 from mnistlib.metrics import accuracy, features_of, frechet_to, precision_recall
 from mnistlib.objective import NoisyBatch, add_noise, diffusion_loss, to_eps, to_x0
 from mnistlib.schedules import NoiseSchedule, make_schedule
-from mnistlib.train import TrainConfig, fit
+from mnistlib.train import fit
 from mnistlib.trained import Trained, balanced_labels, sample_in_batches
-from mnistlib.unet import UNetConfig
 
 __all__ = [
     "AUXILIARY",
@@ -113,17 +113,7 @@ LOSSES: dict[str, Loss] = {
 
 # ---- the trial -----------------------------------------------------------------------------
 
-SETTINGS = LatentSettings(
-    model=UNetConfig(
-        in_channels=4, out_channels=4, widths=(32, 64), attention=(1,), time_dim=64, classes=10
-    ),
-    train=TrainConfig(steps=400, lr=4e-3, warmup=40, ema=0.98),
-    batch_size=64,
-    judged=300,
-    judge_steps=12,
-)
-
-
+SETTINGS = replace(BRIEF_LATENT, judged=300, judge_steps=12)
 GRADIENTS = "diffusion", "auxiliary"
 
 
@@ -172,7 +162,7 @@ def auxiliary_run(auxiliary: Auxiliary, seed: int) -> dict[str, Any]:
     the root mean square of its guesses of clean latents; real latents have 1.
     """
     settings = replace(SETTINGS, train=replace(SETTINGS.train, seed=seed))
-    shipped, (digits, unseen) = recipes.find("vae"), _small_set()
+    shipped, (digits, unseen) = recipes.find("vae"), small_set()
     network, _, batch_at = recipes.begin("latent", settings, digits, shipped.model)
     term, row = LOSSES[auxiliary.added], auxiliary._asdict()
 
@@ -191,10 +181,6 @@ def auxiliary_run(auxiliary: Auxiliary, seed: int) -> dict[str, Any]:
     row |= {"vae": shipped.record["sha256"], "weights": _digest(last.ema)}
     row |= {"loss": held_out_loss(trained, unseen), "size": _size(trained, unseen)}
     return row | _judged(trained)
-
-
-def _small_set() -> tuple[Digits, Digits]:
-    return holdout(mnist(source="small"), 500)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnistlib.pngs import opened
 from mnistlib.text import split
 from mnistlib.types import InputError
 
@@ -152,11 +153,10 @@ def _entry(row: dict[str, Any], key: str, where: str) -> str:
 def read_pictures(paths: Sequence[Path], size: int) -> Tensor:
     """Pictures of any size as squares: float32 (B, 3, size, size) in [-1, 1].
 
-    The largest square around the middle is cut out and resized, several files at a time. Cameras
-    note which side is up, and that is heeded; grey becomes RGB, and what is transparent white.
+    The largest square around the middle is cut out and resized, several files at a time.
 
     Raises:
-        InputError: a file is no picture, or a damaged one; it is named.
+        InputError: as ``pngs.opened``.
     """
     with ThreadPoolExecutor() as pool:
         squares = [*pool.map(lambda path: _square(path, size), paths)]
@@ -167,21 +167,4 @@ def _square(path: Path, size: int) -> np.ndarray:
     """One picture, uint8 (size, size, 3)."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as picture:
-            upright = _rgb(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise InputError(f"{path} is not a readable picture; replace it, or remove its line") from e
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
-
-
-def _rgb(picture):
-    """A picture of Pillow's in RGB."""
-    from PIL import Image
-
-    if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return picture.convert("RGB")
+    return np.asarray(ImageOps.fit(opened(path), (size, size), Image.Resampling.BICUBIC))

@@ -30,6 +30,7 @@ from mnistlib.unet import UNetConfig
 
 __all__ = [
     "BETWEEN",
+    "BRIEF_LATENT",
     "CLASSIFIERS",
     "DROPOUT",
     "LATEST",
@@ -45,6 +46,7 @@ __all__ = [
     "guide_run",
     "judge",
     "rescaled_answers",
+    "small_set",
 ]
 
 Steer = Callable[[Tensor], Denoiser]
@@ -201,7 +203,7 @@ CLASSIFIERS = {
 }
 
 
-def _small_set() -> tuple[Digits, Digits]:
+def small_set() -> tuple[Digits, Digits]:
     """The embedded digits: those to train on, and 500 to look at."""
     return holdout(mnist(source="small"), 500)
 
@@ -210,7 +212,7 @@ def _briefly(name: str, settings: Any, seed: int) -> Trained:
     """Train the network of a recipe on the small set; the averaged weights."""
     settings = replace(settings, train=replace(settings.train, seed=seed))
     vae = recipes.find(settings.vae).model
-    *_, last = fit(*recipes.begin(name, settings, _small_set()[0], vae), settings.train)
+    *_, last = fit(*recipes.begin(name, settings, small_set()[0], vae), settings.train)
     return Trained(last.ema, settings, {}, vae)
 
 
@@ -238,7 +240,7 @@ def classifier_run(settings: ClassifierSettings, seed: int, count: int = 200) ->
     def scores(x_t: Tensor, t: Tensor) -> Tensor:
         return network(x_t, t if settings.noisy else torch.zeros_like(t))
 
-    row: dict[str, Any] = accuracy_per_level(scores, trained, _small_set()[1])
+    row: dict[str, Any] = accuracy_per_level(scores, trained, small_set()[1])
     for scale in (1.0, 4.0, 8.0):
         images = draw(trained, by_classifier(trained, scores, scale), count, seed=99)
         row[f"scale {scale:g}"] = judge(images, balanced_labels(range(count)))

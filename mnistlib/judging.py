@@ -14,9 +14,9 @@ from mnistlib import data, inception, metrics
 from mnistlib.captions import parse
 from mnistlib.configs import PromptSettings
 from mnistlib.drawing import scale_for
-from mnistlib.grammar import Scene
-from mnistlib.obedience import KINDS, agreements, draw_prompts, obedience
+from mnistlib.obedience import KINDS, agreements, obedience
 from mnistlib.pngs import read_colours, read_table
+from mnistlib.prompt_jobs import answers
 from mnistlib.recipes import (
     DiffusionSettings,
     FeatureSettings,
@@ -131,7 +131,11 @@ def judged_prompts(images: Tensor, prompts: Sequence[str], eye: Trained) -> dict
     Raises:
         InputError: none does, or one contradicts itself.
     """
-    return _obedience(images, [parse(prompt) for prompt in prompts], eye)
+    named = [parse(prompt) for prompt in prompts]
+    shares = obedience(agreements(images, named, eye.model), named)
+    if not shares:
+        raise InputError("no prompt names anything that can be read off a picture")
+    return shares
 
 
 def judged_reader(
@@ -147,16 +151,7 @@ def judged_reader(
     pool, scale = measured(data.mnist(source="small")), scale_for(trained, None)
     result: dict[str, Any] = {"scale": scale}
     for kind in KINDS:
-        texts, named = zip(*draw_prompts(pool, kind, count, seed), strict=True)
-        how |= {"prompts": texts, "scale": scale, "seed": seed}
-        images = sample_in_batches(trained, len(texts), steps, **how)
-        result[kind] = _obedience(images, named, eye)
+        told = {"scale": scale, "seed": seed} | how
+        _, named, found = answers(trained, eye.model, pool, kind, count, steps, **told)
+        result[kind] = obedience(found, named)
     return result
-
-
-def _obedience(images: Tensor, named: Sequence[Scene], eye: Trained) -> dict[str, Any]:
-    found = agreements(images, named, eye.model)
-    told = [i for i, each in enumerate(found) if any(v is not None for v in each.values())]
-    if not told:
-        raise InputError("no prompt names anything that can be read off a picture")
-    return obedience([found[i] for i in told], [named[i] for i in told])

@@ -43,7 +43,7 @@ def encode(vae: Vae, images: Tensor, batch_size: int = 100) -> Tensor:
 @torch.no_grad()
 def decode(vae: Vae, latents: Tensor, batch_size: int = 100) -> Tensor:
     """Latents (N, Z, h, w) -> images (N, C, H, W) clipped to [-1, 1], on the CPU."""
-    pixels = 64 * math.prod(latents.shape[2:])  # at most: no autoencoder halves more than thrice
+    pixels = vae.config.down**2 * math.prod(latents.shape[2:])
     parts = latents.to(vae.scale.device).split(_fitting(batch_size, pixels))
     return torch.cat([vae.decode(z / vae.scale + vae.shift).clamp(-1, 1).cpu() for z in parts])
 

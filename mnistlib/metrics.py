@@ -261,11 +261,13 @@ def prompt_accuracy(agreements: Sequence[Mapping[str, bool | None]]) -> dict[str
         agreements: what ``readers.agreement`` says of each image.
 
     Returns:
-        One ``Share`` for each attribute that some prompt named, and ``everything``.
+        One ``Share`` for each attribute that some prompt named, and ``everything``. A prompt that
+        names nothing cannot be disobeyed, and counts nowhere.
     """
     judged = [
-        {**each, "everything": all(right is not False for right in each.values())}
+        {**each, "everything": False not in each.values()}
         for each in agreements
+        if {*each.values()} != {None} and each
     ]
     shares = {}
     for name in dict.fromkeys(name for each in judged for name in each):

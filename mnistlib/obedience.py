@@ -69,10 +69,10 @@ def obedience(
     the share itself, ``right / of``, added.
     """
     asked = [
-        {k: each[k] for k in ASKED[len(scene.glyphs)] if each[k] is not None}
+        {k: each[k] for k in ASKED[len(scene.glyphs)]}
         for each, scene in zip(found, named, strict=True)
     ]
-    shares = prompt_accuracy(found)
-    if any(asked):
-        shares["asked"] = prompt_accuracy([each for each in asked if each])["everything"]
+    shares, of_asked = prompt_accuracy(found), prompt_accuracy(asked)
+    if of_asked:
+        shares["asked"] = of_asked["everything"]
     return {name: {"share": s.right / s.of} | s._asdict() for name, s in shares.items()}

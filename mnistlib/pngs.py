@@ -17,6 +17,7 @@ from mnistlib.types import InputError
 __all__ = [
     "check_plan",
     "numbered",
+    "opened",
     "read_colours",
     "read_lines",
     "read_picture",
@@ -92,6 +93,34 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+def opened(path: Path):
+    """A picture of any kind, as Pillow's in RGB.
+
+    Cameras note which side is up, and that is heeded; what is transparent becomes white.
+
+    Raises:
+        InputError: the file is no picture, or a damaged one.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            return _rgb(ImageOps.exif_transpose(picture))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise InputError(f"{path} is not a readable picture; replace it, or leave it out") from e
+
+
+def _rgb(picture):
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("RGB")
+
+
 def read_picture(path: Path, mode: str = "RGB", side: int | None = None) -> Tensor:
     """A picture of any kind as uint8 (C, H, W).
 
@@ -101,15 +130,11 @@ def read_picture(path: Path, mode: str = "RGB", side: int | None = None) -> Tens
         side: squeezed or stretched to so many pixels each way; None leaves its size.
 
     Raises:
-        InputError: it is not a picture.
+        InputError: as ``opened``.
     """
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            picture = file.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise InputError(f"{path} is not a readable picture; give a PNG file") from e
+    picture = opened(path).convert(mode)
     if side is not None:
         picture = picture.resize((side, side), Image.Resampling.BOX)
     return torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1).movedim(2, 0)

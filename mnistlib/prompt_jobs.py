@@ -1,5 +1,6 @@
 """The training on captioned scenes: what it learns from, and how its obedience is judged."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from mnistlib.text_to_image import TextToImage, TextToImageConfig
 from mnistlib.trained import Trained, sample_in_batches
 from mnistlib.vae import Vae
 
-__all__ = ["SHOWN"]
+__all__ = ["SHOWN", "answers"]
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)  # the guidance scales of which the judge takes the best
 
@@ -85,7 +86,8 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
     s, eye, pool = trained.settings, find("digit_features").model, measured(test or digits)
     few, worst = max(2, s.judged // 5), {}
     for scale in SCALES:
-        drawn = [_drawn(trained, eye, pool, kind, few, scale, 3) for kind in SEEN]
+        how = {"scale": scale, "seed": 3}
+        drawn = [answers(trained, eye, pool, kind, few, s.judge_steps, **how) for kind in SEEN]
         worst[scale] = min(obedience(found, named)["asked"]["share"] for _, named, found in drawn)
     scale = max(worst, key=worst.get)
     metrics: dict[str, Any] = {
@@ -93,9 +95,9 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
         "scales": {f"scale {w:g}": share for w, share in worst.items()},
         "sampler": f"ddim, {s.judge_steps} steps, eta 0",
     }
-    whole = []
+    whole, how = [], {"scale": scale, "seed": 4}
     for kind in KINDS:
-        texts, named, found = _drawn(trained, eye, pool, kind, s.judged, scale, 4)
+        texts, named, found = answers(trained, eye, pool, kind, s.judged, s.judge_steps, **how)
         metrics[kind] = obedience(found, named)
         whole += zip(texts, found, named, strict=True)
     for language, ascii_ in (("English", True), ("Chinese", False)):
@@ -104,11 +106,23 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
     return metrics
 
 
-def _drawn(
-    trained: Trained, eye: Any, pool: Pool, kind: str, count: int, scale: float, seed: int
+def answers(
+    trained: Trained,
+    eye: Callable[[Tensor], Tensor],
+    pool: Pool,
+    kind: str,
+    count: int,
+    steps: int,
+    *,
+    seed: int,
+    **how: Any,
 ) -> tuple[list[str], list[Scene], list[dict[str, bool | None]]]:
-    """Random prompts of a kind, what they name, and whether what is drawn for them shows it."""
+    """Random prompts of a kind, what they name, and whether what is drawn for them shows it.
+
+    Args:
+        eye, pool, kind: see ``obedience.agreements`` and ``obedience.draw_prompts``.
+        steps, how: what ``denoising`` takes besides the seed, which is that of the prompts too.
+    """
     texts, named = zip(*draw_prompts(pool, kind, count, seed), strict=True)
-    how = {"prompts": texts, "scale": scale, "seed": seed}
-    images = sample_in_batches(trained, count, trained.settings.judge_steps, **how)
+    images = sample_in_batches(trained, count, steps, prompts=texts, seed=seed, **how)
     return [*texts], [*named], agreements(images, named, eye)

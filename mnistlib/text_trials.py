@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnistlib import grammar, recipes
+from mnistlib import recipes
 from mnistlib.captions import Caption, parse, say
 from mnistlib.configs import PromptSettings
 from mnistlib.data import Digits, batch_indices, generator_for, mnist
-from mnistlib.grammar import Glyph, Scene
+from mnistlib.grammar import Glyph, Scene, texts
 from mnistlib.guidance import bind
 from mnistlib.latent_trials import multiply_adds
+from mnistlib.losses import reading
 from mnistlib.obedience import KINDS, obedience
-from mnistlib.objective import NoisyBatch, diffusion_loss, drop_captions, drop_labels
+from mnistlib.objective import NoisyBatch, diffusion_loss, drop_labels
 from mnistlib.plots import png, sheet
 from mnistlib.prompt_jobs import encoded, text_to_image
 from mnistlib.readers import agreement, read
@@ -112,40 +113,37 @@ def label_of(scene: Scene) -> int:
 def telling_job(
     settings: PromptSettings, digits: Digits, vae: Vae
 ) -> tuple[Callable[[nn.Module, tuple], Tensor], Callable[[int, int], tuple]]:
-    """The loss, and batches of a ``NoisyBatch``'s three parts and what is told: class or tokens."""
+    """The loss, and batches whose first three parts are a ``NoisyBatch``; then class or tokens."""
     latents, scenes = encoded(settings, measured(digits), vae)
-    schedule, B = make_schedule(settings.schedule, settings.T), settings.batch_size
-    indices, tell = batch_indices(len(scenes), B), _teller(settings, scenes)
+    if settings.model.classes:
+        return _naming(settings, latents, torch.tensor([label_of(scene) for scene in scenes]))
+    B, tokenize = settings.batch_size, Tokenizer(vocabulary_of(texts()), settings.max_length)
 
-    def batch_at(seed: int, step: int) -> tuple:
+    def captions_at(seed: int, step: int, i: Tensor) -> list[str]:
+        shown, numbers = [scenes[j] for j in i.tolist()], range(step * B, (step + 1) * B)
+        said = draw_captions(shown, seed, numbers, language="en", attributes=NAMED)
+        return [caption.text for caption in said]
+
+    return reading(settings, latents, tokenize, captions_at)
+
+
+def _naming(settings: PromptSettings, latents: Tensor, labels: Tensor):
+    """The same as ``losses.reading`` with a class in the place of the caption."""
+    schedule, B = make_schedule(settings.schedule, settings.T), settings.batch_size
+    indices = batch_indices(len(latents), B)
+
+    def batch_at(seed: int, step: int) -> tuple[Tensor, ...]:
         i, generator = indices(seed, step), generator_for(seed, step)
         t = torch.randint(1, settings.T + 1, (B,), generator=generator)
         eps = torch.randn(latents[i].shape, generator=generator)
-        return (latents[i], t, eps, *tell(i, seed, step, generator))
+        told = drop_labels(labels[i], settings.label_dropout, CLASSES, generator=generator)
+        return latents[i], t, eps, told
 
-    def loss(model: nn.Module, batch: tuple) -> Tensor:
-        cond = (model.of_class if settings.model.classes else model.of_tokens)(*batch[3:])
-        told = bind(model, cond), NoisyBatch(*batch[:3]), schedule
+    def loss(model: UNet, batch: tuple[Tensor, ...]) -> Tensor:
+        told = bind(model, model.of_class(batch[3])), NoisyBatch(*batch[:3]), schedule
         return diffusion_loss(*told, settings.predicts, settings.weighting)
 
     return loss, batch_at
-
-
-def _teller(settings: PromptSettings, scenes: Sequence[Scene]) -> Callable[..., tuple]:
-    """What a batch is told of the scenes with the given indices, a share of it forgotten."""
-    rate, B = settings.label_dropout, settings.batch_size
-    labels = torch.tensor([label_of(scene) for scene in scenes])
-    tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
-
-    def classes(i: Tensor, seed: int, step: int, generator: torch.Generator) -> tuple:
-        return (drop_labels(labels[i], rate, CLASSES, generator=generator),)
-
-    def words(i: Tensor, seed: int, step: int, generator: torch.Generator) -> tuple:
-        shown, numbers = [scenes[j] for j in i.tolist()], range(step * B, (step + 1) * B)
-        said = draw_captions(shown, seed, numbers, language="en", attributes=NAMED)
-        return tokenize(drop_captions([c.text for c in said], rate, generator=generator))
-
-    return classes if settings.model.classes else words
 
 
 # ---- training ------------------------------------------------------------------------------

@@ -43,18 +43,16 @@ def full_mnist(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def smoke_text_to_image(tmp_path_factory):
-    """Train an autoencoder and a reader of prompts for a moment; return the reader's file."""
+def smoke_text_to_image(tmp_path_factory, scene_vae):
+    """Train a reader of prompts for a moment; return its file."""
     import tiny
 
     from mnistlib import recipes
 
     folder = tmp_path_factory.mktemp("text_to_image")
-    changes = {"held_out": "20", "steps": "5", "judged": "10", "checkpoint_every": "5"}
+    few = {"held_out": "20", "steps": "5", "judged": "10", "checkpoint_every": "5"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNISTLIB_DATA", str(tiny.write_mnist(folder / "digits")))
-        for name in ("rgb_vae", "text_to_image"):
-            settings, out = recipes.settings_of(name, "smoke", changes), folder / name
-            *_, _ = recipes.train(name, settings, profile="smoke", out=out)
-            changes["vae"] = str(out / f"{name}.safetensors")
-    return out / "text_to_image.safetensors"
+        settings = recipes.settings_of("text_to_image", "smoke", few | {"vae": str(scene_vae)})
+        *_, _ = recipes.train("text_to_image", settings, profile="smoke", out=folder)
+    return folder / "text_to_image.safetensors"

@@ -139,7 +139,7 @@ def world():
 def made(monkeypatch):
     """Use that world, 20 of the digits held out."""
     digits, found, *_ = world()
-    monkeypatch.setattr(aux_losses, "_small_set", lambda: holdout(digits, 20))
+    monkeypatch.setattr(aux_losses, "small_set", lambda: holdout(digits, 20))
     monkeypatch.setattr(recipes, "find", found.__getitem__)
     monkeypatch.setattr(aux_losses, "SETTINGS", QUICK)
 

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import json
 import shutil
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from tiny import file_of
 from torch.nn import functional as F
 
 from mnistlib.folders import Captioned, captioned_folder, read_pictures
@@ -190,13 +190,6 @@ def test_a_picture_too_large_to_be_one_is_refused(folder, monkeypatch):
 # ---- what is shown -------------------------------------------------------------------------
 
 
-def file_of(pixels, kind="PNG", **how):
-    """Return a picture as a file in memory."""
-    picture, file = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels), None
-    picture.save(file := io.BytesIO(), kind, **how)
-    return file
-
-
 def read(*files, size=16):
     """Return what is read of files, as bytes: float (B, 3, size, size) in 0..255."""
     found = read_pictures(files, size)
@@ -231,59 +224,6 @@ def test_the_cut_is_central_where_an_odd_number_is_left_over():
     assert (found - expected).abs().max() < 1
     turned = read(file_of(np.ascontiguousarray(pixels.transpose(1, 0, 2))), size=10)
     torch.testing.assert_close(turned, found.transpose(2, 3))
-
-
-# The transformations that the Exif standard names, for what a camera stored.
-UPRIGHT = {
-    1: lambda x: x,
-    2: np.fliplr,
-    3: lambda x: np.rot90(x, 2),
-    4: np.flipud,
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
-    8: np.rot90,
-}
-
-
-@pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_the_side_that_the_camera_says_is_up_is_up(kind, orientation):
-    """Four quarters of four colours, twice as wide as high."""
-    quarters = np.zeros((32, 64, 3), dtype=np.uint8)
-    quarters[:16, :32], quarters[:16, 32:] = (200, 0, 0), (0, 200, 0)
-    quarters[16:, :32], quarters[16:, 32:] = (0, 0, 200), (200, 200, 0)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    how = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
-    found = read(file_of(quarters, kind, exif=exif, **how), size=8)[0]
-    expected = UPRIGHT[orientation](quarters)
-    H, W = expected.shape[0] // 4, expected.shape[1] // 4
-    for row in (1, 3):
-        for column in (1, 3):
-            inside = found[:, 2 * row, 2 * column]
-            np.testing.assert_allclose(inside, expected[row * H, column * W], atol=10)
-
-
-def test_what_is_transparent_is_white():
-    """Half of a colour is half of it and half of white; palettes may be transparent too."""
-    layer = np.zeros((16, 16, 4), dtype=np.uint8)
-    layer[..., :3], layer[:8, :, 3], layer[8:, :, 3] = (200, 100, 0), 0, 128
-    found = read(file_of(layer))[0]
-    assert (found[:, :6] == 255).all()
-    half = torch.tensor([200.0, 100.0, 0.0]) * 128 / 255 + 127
-    assert (found[:, 10:] - half[:, None, None]).abs().max() < 1
-    palette = Image.new("P", (16, 16), 0)
-    palette.putpalette([200, 0, 0])
-    assert (read(file_of(palette, transparency=0)) == 255).all()
-    assert (read(file_of(palette))[0, :, 0, 0] == torch.tensor([200.0, 0.0, 0.0])).all()
-
-
-def test_grey_is_three_equal_colours_whatever_its_depth():
-    steps = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    found = read(file_of(steps), file_of(steps.astype(np.uint16) * 256 + 99))
-    expected = torch.from_numpy(steps.astype(np.float32)).expand(2, 3, 16, 16)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
 
 
 def test_bytes_fill_the_range_from_minus_one_to_one():

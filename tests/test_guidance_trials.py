@@ -31,7 +31,7 @@ def made(monkeypatch):
         found[name] = recipes.Trained(model, recipe.smoke, {"sha256": name}, vae)
     images, labels = tiny.made_digits(60)
     digits = Digits(torch.from_numpy(images).to(torch.uint8), torch.from_numpy(labels), "made")
-    monkeypatch.setattr(guidance_trials, "_small_set", lambda: holdout(digits, 20))
+    monkeypatch.setattr(guidance_trials, "small_set", lambda: holdout(digits, 20))
     monkeypatch.setattr(guidance_trials, "STEPS", 2)
     monkeypatch.setattr(draw, "__defaults__", (2,))
     monkeypatch.setattr(recipes, "train_or_load", lambda name, profile: found[name])
@@ -209,7 +209,7 @@ def test_classifier_run_measures_levels_and_samples(made):
 
 def test_accuracy_of_one_that_knows_the_latents(made):
     """Asked for the nearest clean latent it is right without noise, and guesses at time T."""
-    trained, (_, unseen) = made["latent"], guidance_trials._small_set()
+    trained, (_, unseen) = made["latent"], guidance_trials.small_set()
     clean = latent.encode(trained.vae, to_images(unseen.images)).flatten(1)
 
     def nearest(x_t, t):

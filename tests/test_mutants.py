@@ -89,7 +89,9 @@ METRICS = [
            "test_accuracy_counts_the_highest_scores"),
     Mutant("metrics", "z**2 / (4 * of**2)", "z**2 / (2 * of**2)",
            "test_wilson_interval_matches_scipy"),
-    Mutant("metrics", "right is not False", "right is True",
+    Mutant("metrics", "False not in each.values()", "None not in each.values()",
+           "test_prompt_accuracy_counts_what_was_named"),
+    Mutant("metrics", "if {*each.values()} != {None} and each", "",
            "test_prompt_accuracy_counts_what_was_named"),
 ]
 WALK = (cosine(), [900, 400, 20, 3, 0])
@@ -338,14 +340,19 @@ LOSSES = [
            "test_latents_come_with_their_captions"),
 ]
 FOLDERS = [
-    Mutant("folders", "ImageOps.fit(upright, (size, size), ", "upright.resize((size, size), ",
+    Mutant("folders", "ImageOps.fit(opened(path), (size, size), ",
+           "opened(path).resize((size, size), ",
            "test_the_middle_is_cut_out_and_resized", (40, 64)),
-    Mutant("folders", "ImageOps.exif_transpose(picture)", "picture",
-           "test_the_side_that_the_camera_says_is_up_is_up", ("JPEG", 6)),
-    Mutant("folders", '"white"', '"black"', "test_what_is_transparent_is_white"),
-    Mutant("folders", 'picture.mode.startswith("I")', "False",
-           "test_grey_is_three_equal_colours_whatever_its_depth"),
     Mutant("folders", "/ 127.5 - 1", "/ 255", "test_bytes_fill_the_range_from_minus_one_to_one"),
+]
+PNGS = [
+    Mutant("pngs", "ImageOps.exif_transpose(picture)", "picture",
+           "test_the_side_that_the_camera_says_is_up_is_up", ("JPEG", 6)),
+    Mutant("pngs", '"white"', '"black"', "test_what_is_transparent_is_white"),
+    Mutant("pngs", 'picture.mode.startswith("I")', "False",
+           "test_grey_is_three_equal_colours_whatever_its_depth"),
+    Mutant("pngs", "Image.Resampling.BOX", "Image.Resampling.NEAREST",
+           "test_a_picture_becomes_bytes_channel_first"),
 ]
 OBEDIENCE = [
     Mutant("obedience", "zip(i, read(", "zip(i[::-1], read(",
@@ -357,7 +364,7 @@ OBEDIENCE = [
     Mutant("obedience", "two=two, unseen=unseen", "two=two",
            "test_prompts_are_of_their_kind", lambda: (*pool(), "two digits, held out")),
     Mutant("obedience", "ASKED[len(scene.glyphs)]", "ASKED[1]", "test_shares_are_counted"),
-    Mutant("obedience", "for each in asked if each]", "for each in asked]",
+    Mutant("obedience", "prompt_accuracy(asked)", "prompt_accuracy(found)",
            "test_shares_are_counted"),
 ]
 VAE_JOBS = [
@@ -386,7 +393,7 @@ PROMPT_JOBS = [
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
     Mutant("prompt_jobs", "max(worst, key", "min(worst, key",
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
-    Mutant("prompt_jobs", "few, scale, 3)", "few, scale, 4)",
+    Mutant("prompt_jobs", '"seed": 3', '"seed": 4',
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
     Mutant("prompt_jobs", "isascii() == ascii_", "isascii() != ascii_",
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
@@ -451,7 +458,7 @@ TELLING = [
            "test_each_seen_scene_has_its_class"),
     Mutant("text_trials", "or len(digits) != 1 + scene.placed", "",
            "test_what_a_class_cannot_say_is_not_said"),
-    Mutant("text_trials", "drop_labels(labels[i], rate", "drop_labels(labels[: len(i)], rate",
+    Mutant("text_trials", "drop_labels(labels[i], ", "drop_labels(labels[: len(i)], ",
            "test_labels_belong_to_their_latents"),
     Mutant("text_trials", "seed, numbers, language=\"en\", attributes", "seed, numbers, attributes",
            "test_words_belong_to_their_latents"),
@@ -460,7 +467,7 @@ TELLING = [
     Mutant("text_trials", "[scenes[j] for j in i.tolist()]", "[scenes[j] for j in range(len(i))]",
            "test_words_belong_to_their_latents"),
     Mutant("text_trials", "settings.predicts, settings.weighting)", "settings.predicts)",
-           "test_the_loss_is_that_of_v", ("both",)),
+           "test_the_loss_is_that_of_v", ("class label",)),
     Mutant("text_trials", "scale=SCALE, **told", "**told",
            "test_pictures_are_what_each_network_is_told", ("both",)),
     Mutant("text_trials", "[captions[i] for i in numbers]", "[captions[i % 100] for i in numbers]",
@@ -488,7 +495,7 @@ AUX_LOSSES = [
 ]
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
-MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + EDITING + LOSSES + FOLDERS
+MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + EDITING + LOSSES + FOLDERS + PNGS
 MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + TELLING + AUX_LOSSES
 
 

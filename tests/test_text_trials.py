@@ -167,19 +167,19 @@ def test_the_loss_is_that_of_v(way):
     digits, found = world()
     trained = untrained(way)
     loss, batch_at = telling_job(trained.settings, digits, found["rgb_vae"].model)
-    x_0, t, eps, *told = batch_at(0, 0)
+    x_0, t, eps, *told = batch = batch_at(0, 0)
     a = trained.schedule.alpha_bar[t].view(-1, 1, 1, 1)
     alpha, sigma = a.sqrt().float(), (1 - a).sqrt().float()
     cond = trained.model.of_class(*told) if way == "class label" else trained.model.of_tokens(*told)
     with torch.no_grad():
         v = trained.model(alpha * x_0 + sigma * eps, t, cond)
         expected = F.mse_loss(v, alpha * eps - sigma * x_0)
-        assert float(loss(trained.model, (x_0, t, eps, *told))) == pytest.approx(float(expected))
+        assert float(loss(trained.model, batch)) == pytest.approx(float(expected))
     weighted, _ = telling_job(
         replace(trained.settings, weighting="min_snr"), digits, found["rgb_vae"].model
     )
     with torch.no_grad():
-        assert float(weighted(trained.model, (x_0, t, eps, *told))) < 0.9 * float(expected)
+        assert float(weighted(trained.model, batch)) < 0.9 * float(expected)
 
 
 # ---- prompts -------------------------------------------------------------------------------

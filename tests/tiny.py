@@ -5,14 +5,17 @@ the tests of ``fit`` kill it.
 """
 
 import hashlib
+import io
 import sys
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,6 +98,13 @@ def train_scene_vae(folder):
     return folder / "rgb_vae.safetensors"
 
 
+def file_of(pixels, kind="PNG", **how):
+    """Return a picture as a file in memory."""
+    picture, file = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels), None
+    picture.save(file := io.BytesIO(), kind, **how)
+    return file
+
+
 @cache
 def painting():
     """Return 1,000 real digits to paint with, measured, and as they were."""
@@ -108,6 +118,7 @@ class Clear(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.config = SimpleNamespace(down=1)
         self.register_buffer("shift", torch.zeros(3, 1, 1))
         self.register_buffer("scale", torch.ones(3, 1, 1))
 

@@ -1,0 +1,75 @@
+"""Pictures from outside: which side is up, what shows through, and how deep grey is."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import file_of
+
+from mnistlib.pngs import opened, read_picture
+
+
+def pixels_of(*args, **how):
+    """Return what is read of a file: uint8 (H, W, 3)."""
+    picture = opened(file_of(*args, **how))
+    assert picture.mode == "RGB"
+    return np.asarray(picture)
+
+
+# The transformations that the Exif standard names, for what a camera stored.
+UPRIGHT = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_side_that_the_camera_says_is_up_is_up(kind, orientation):
+    """Four quarters of four colours, twice as wide as high."""
+    quarters = np.zeros((32, 64, 3), dtype=np.uint8)
+    quarters[:16, :32], quarters[:16, 32:] = (200, 0, 0), (0, 200, 0)
+    quarters[16:, :32], quarters[16:, 32:] = (0, 0, 200), (200, 200, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    how = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    found, expected = pixels_of(quarters, kind, exif=exif, **how), UPRIGHT[orientation](quarters)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.astype(int), expected, atol=10)
+
+
+def test_what_is_transparent_is_white():
+    """Half of a colour is half of it and half of white; palettes may be transparent too."""
+    layer = np.zeros((16, 16, 4), dtype=np.uint8)
+    layer[..., :3], layer[:8, :, 3], layer[8:, :, 3] = (200, 100, 0), 0, 128
+    found = pixels_of(layer)
+    assert (found[:8] == 255).all()
+    np.testing.assert_allclose(
+        found[8:], np.array([200, 100, 0]) * 128 / 255 + 127 + 0 * found[8:], atol=1
+    )
+    palette = Image.new("P", (16, 16), 0)
+    palette.putpalette([200, 0, 0])
+    assert (pixels_of(palette, transparency=0) == 255).all()
+    assert (pixels_of(palette)[0, 0] == [200, 0, 0]).all()
+
+
+def test_grey_is_three_equal_colours_whatever_its_depth():
+    steps = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for grey in (steps, steps.astype(np.uint16) * 256 + 99):
+        assert (pixels_of(grey) == steps[..., None]).all()
+
+
+def test_a_picture_becomes_bytes_channel_first():
+    """Squeezed to a side by means over boxes; grey where it is asked for."""
+    pixels = np.zeros((4, 8, 3), dtype=np.uint8)
+    pixels[:2], pixels[2:, :2] = (255, 0, 0), (0, 160, 0)
+    found = read_picture(file_of(pixels), side=2)
+    assert found.tolist() == [[[255, 255], [0, 0]], [[0, 0], [80, 0]], [[0, 0], [0, 0]]]
+    whole = read_picture(file_of(pixels), "L")
+    assert whole.shape == (1, 4, 8)
+    assert whole[0, 0, 0] == 76  # 0.299 of red, as in ITU-R 601
