@@ -60,6 +60,7 @@ def table():
         ),
         class_row("latent", "draws the digit that is asked for, as latents"),
         class_row("ddpm_class", "draws the digit that is asked for, in pixels", start="ddpm"),
+        scene_row("rgb_vae"),
     ]
     return (
         "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -92,6 +93,23 @@ def class_row(name, does, start=None):
         f"{drawn(m)}; **{m['accuracy']:.2%}** are read as asked for; guided, {guided[0]}: "
         f"{guided[1]['accuracy']:.2%} of {guided[1]['samples']:,}, at "
         f"{guided[1]['times_floor']:.1f} times the floor",
+    )
+
+
+def scene_row(name):
+    """Return the row of an autoencoder of coloured scenes."""
+    trained = train_or_load(name, "read")
+    m = trained.record["metrics"]
+    shares = "; ".join(
+        f"{kind}: **{m[kind]['read']['asked']['share']:.2%}** "
+        f"(before: {m[kind]['painted']['asked']['share']:.2%})"
+        for kind in ("one digit, seen", "two digits, seen")
+    )
+    return (
+        f"`{name}`: coloured scenes to 4x8x8 latents and back; {millions(trained)} million weights",
+        training(trained),
+        f"digits, inks, and paper or places all read rightly off "
+        f"{m['one digit, seen']['read']['asked']['of']:,} scenes, there and back: {shares}",
     )
 
 

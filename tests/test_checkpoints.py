@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mnistlib import checkpoints, recipes
+from mnistlib.obedience import KINDS
 from mnistlib.types import InputError
 from mnistlib.unet import UNet, UNetConfig
 
@@ -379,6 +380,17 @@ def test_shipped_vae_is_good_enough():
     metrics = metrics_of("vae")
     assert metrics["images"] == 10_000
     assert metrics["times_floor"] <= 1.5
+
+
+def test_shipped_rgb_vae_is_good_enough():
+    """What can be read off a scene can be read off what comes back: about one in a hundred lost."""
+    metrics = metrics_of("rgb_vae")
+    assert {*KINDS} < metrics.keys()
+    for kind in KINDS:
+        painted, back = (metrics[kind][which]["asked"] for which in ("painted", "read"))
+        assert painted["of"] == back["of"] == 2000
+        assert painted["share"] >= 0.99
+        assert back["share"] >= painted["share"] - 0.012
 
 
 def test_shipped_latent_is_good_enough():
