@@ -64,6 +64,7 @@ def describe(
     generator: Generator | None = None,
     language: str | None = None,
     attributes: Collection[str] = ATTRIBUTES,
+    in_order: bool = False,
 ) -> Caption:
     """Name a random part of a scene, in random words.
 
@@ -75,6 +76,7 @@ def describe(
         generator: draws all choices; the same state gives the same caption.
         language: "en" or "zh"; by default either, at random.
         attributes: what may be named, some of ``ATTRIBUTES``.
+        in_order: where places are named, the left digit is mentioned first.
 
     Raises:
         InputError: an unknown language or attribute.
@@ -84,7 +86,7 @@ def describe(
         raise InputError(f"unknown attribute {min(unknown)!r}; choose of {', '.join(ATTRIBUTES)}")
     choices = _Choices(generator)
     named = _part(scene, attributes, choices)
-    return Caption(_say(named, choices, language), named)
+    return Caption(_say(named, choices, language, in_order), named)
 
 
 def say(named: Scene, *, generator: Generator | None = None, language: str | None = None) -> str:
@@ -113,7 +115,7 @@ def _part(scene: Scene, attributes: Collection[str], choices: _Choices) -> Scene
     return Scene(tuple(glyphs), paper, placed)
 
 
-def _say(named: Scene, choices: _Choices, language: str | None) -> str:
+def _say(named: Scene, choices: _Choices, language: str | None, in_order: bool = False) -> str:
     """Choose a template and the words for its slots."""
     if language not in (None, *LANGUAGES):
         raise InputError(f"unknown language {language!r}; choose one of {', '.join(LANGUAGES)}")
@@ -126,6 +128,7 @@ def _say(named: Scene, choices: _Choices, language: str | None) -> str:
         name = choices.pick(lang.ink[named.paper])
         slots |= {k: choices.pick(getattr(lang, k)).format(name) for k in ("paper", "sheet")}
     pair = lang.placed if named.placed else lang.unplaced
+    pair = [t for t in pair if t.index("{a}") < t.index("{b}")] if in_order else pair
     template = choices.pick(pair if len(named.glyphs) == 2 else lang.one)
     return _AN.sub("an", _filled(template, slots))
 

@@ -58,11 +58,18 @@ def prompt_job(settings: PromptSettings, digits: Digits, vae: Vae):
     tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
 
     def captions_at(seed: int, step: int, i: Tensor) -> list[str]:
-        shown, B = [scenes[j] for j in i.tolist()], len(i)
-        said = draw_captions(shown, seed, range(step * B, (step + 1) * B))
+        shown, numbers = [scenes[j] for j in i.tolist()], range(step * len(i), (step + 1) * len(i))
+        easy = round(in_order_share(settings, step) * len(i))
+        said = draw_captions(shown[:easy], seed, numbers[:easy], in_order=True)
+        said += draw_captions(shown[easy:], seed, numbers[easy:])
         return [caption.text for caption in said]
 
     return reading(settings, latents, tokenize, captions_at)
+
+
+def in_order_share(settings: PromptSettings, step: int) -> float:
+    """How many captions of a step, counted from 0, have to mention the left digit first."""
+    return max(0.0, 1 - step / settings.in_order) if settings.in_order else 0.0
 
 
 def encoded(settings: PromptSettings, pool: Pool, vae: Vae) -> tuple[Tensor, list[Scene]]:

@@ -79,6 +79,7 @@ _PROMPT = PromptSettings(
     judged=2000,
     judge_steps=25,
     snapshots=(1000, 2000, 4000, 8000),
+    in_order=4000,
 )
 
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mnistlib import checkpoints, recipes
 from mnistlib.captions import ATTRIBUTES, parse
-from mnistlib.grammar import texts
+from mnistlib.grammar import LANGUAGES, texts
 from mnistlib.obedience import KINDS
 from mnistlib.prompt_jobs import SHOWN, encoded, judge_prompts, prompt_job, text_to_image
 from mnistlib.readers import agreement, read
@@ -74,6 +74,29 @@ def test_a_scene_is_described_anew_each_time():
     assert all(len(captions) > 12 for captions in said)
     for other in said[1:]:
         assert len(said[0] & other) < 5
+
+
+def left_first(batch):
+    """Return the share of captions with places that mention the left digit first."""
+    said = [(text, parse(text)) for text in captions_of(batch)]
+    placed = [(text, named.glyphs) for text, named in said if named.placed]
+    placed = [(text, a, b) for text, (a, b) in placed if len({a.ink, b.ink, None}) == 3]
+    order = [where(text, a.ink) < where(text, b.ink) for text, a, b in placed]
+    return sum(order) / len(order)
+
+
+def where(text, ink):
+    """Return where the name of an ink stands in a caption."""
+    return min(text.find(n) % 1000 for way in LANGUAGES.values() for n in way.ink[ink])
+
+
+def test_the_lessons_begin_with_the_left_digit_first():
+    """All captions at first, half as many of the others half-way, and none is held to it later."""
+    _, batch_at = job_of(scenes=40, batch_size=400, two=1, label_dropout=0, in_order=10)
+    begin, middle, later = (left_first(batch_at(0, step)) for step in (0, 5, 10))
+    assert begin == 1
+    assert 0.3 < later < 0.7
+    assert 0.3 < (1 - middle) / (1 - later) < 0.7
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.6])
