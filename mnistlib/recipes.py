@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -172,6 +173,7 @@ def train(
     """
     recipe = _recipe(name)
     before = None if init is None else load(init)
+    began = {} if before is None else {"started_from": _spent(before)}
     digits, test = learnt(settings, profile)
     autoencoder = autoencoder_of(settings)
     vae = None if autoencoder is None else autoencoder.model.to(pick_device())
@@ -196,12 +198,14 @@ def train(
                 write_atomically(out / "settings.json", as_json(settings).encode())
         journal.add(step.step, step.loss)
         if out is not None and step.step in milestones:
-            made_at = {"recipe": name, "step": step.step} | inherited
+            seen = step.step * settings.batch_size
+            made_at = {"recipe": name, "step": step.step, "images_seen": seen}
+            made_at |= {"seconds": round(journal.seconds, 1)} | inherited | began
             path = out / f"step_{step.step:05d}.safetensors"
             checkpoints.save(path, step.ema, asdict(settings), made_at)
         yield step
     model = checkpoints.round_to_half(step.ema)
-    record = made_with | inherited
+    record = made_with | inherited | began
     record |= {
         "recipe": name,
         "profile": profile,
@@ -214,8 +218,6 @@ def train(
         "parameters": sum(p.numel() for p in network.parameters()),
         "losses": journal.losses(),
     }
-    if before is not None:
-        record["started_from"] = {k: before.record[k] for k in ("sha256", "images_seen", "seconds")}
     trained = Trained(model, settings, record, vae)
     record["metrics"] = recipe.judge(trained, digits, test, find)
     if out is not None:
@@ -260,6 +262,13 @@ def _start_from(network: nn.Module, before: Trained, path: str | Path) -> None:
     network.load_state_dict(before.model.state_dict(), strict=not learns_classes)
     if learns_classes:
         nn.init.zeros_(network.label.weight)
+
+
+def _spent(before: Trained) -> dict[str, Any]:
+    """Which weights a training starts from, and what they cost, all trainings before included."""
+    parts = [before.record, before.record.get("started_from", {"images_seen": 0, "seconds": 0})]
+    spent = {k: sum(part[k] for part in parts) for k in ("images_seen", "seconds")}
+    return {"sha256": before.record["sha256"]} | spent
 
 
 def shipped_path(name: str) -> Path:

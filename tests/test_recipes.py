@@ -161,6 +161,21 @@ def test_a_training_can_start_from_the_weights_of_another(world, weights):
     assert "started_from" not in first.record
 
 
+def test_what_earlier_trainings_cost_adds_up(world, weights):
+    """From a finished model, and from a snapshot of a training that had started from one."""
+    settings = recipes.settings_of("ddpm", "smoke", QUICK | {"steps": "4", "snapshots": "3"})
+    before, out = weights / "ddpm.safetensors", world / "second"
+    *_, second = recipes.train("ddpm", settings, profile="smoke", init=before, out=out)
+    first = recipes.load(before).record
+    for path, seen in ((out / "ddpm.safetensors", 16), (out / "step_00003.safetensors", 12)):
+        *_, third = recipes.train("ddpm", settings, profile="smoke", init=path)
+        found, own = third.record["started_from"], recipes.load(path).record
+        assert found["images_seen"] == first["images_seen"] + seen
+        assert found["seconds"] == first["seconds"] + own["seconds"]
+        assert own["seconds"] > 0
+    assert second.record["started_from"]["images_seen"] == first["images_seen"]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "before"),
     [
