@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mnistlib.classifier import DigitFeaturesConfig, NoisyClassifierConfig
 from mnistlib.objective import Predicts, Weighting
-from mnistlib.schedules import uniform_times
+from mnistlib.schedules import GRIDS, uniform_times
 from mnistlib.settings import added
 from mnistlib.train import TrainConfig
 from mnistlib.types import InputError
@@ -54,6 +54,7 @@ class DiffusionSettings:
         schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
         predicts, weighting: what the network answers and how its error counts.
         judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
+        judge_grid: the time grid of these steps, a key of ``GRIDS``.
         snapshots: steps after which the averaged model is kept, besides the last.
         label_dropout: share of the labels that are forgotten, where the model knows classes.
         held_out: as in ``FeatureSettings``.
@@ -73,9 +74,12 @@ class DiffusionSettings:
     snapshots: tuple[int, ...] = (1, 50, 100, 200, 400, 800, 1600, 3200, 6400, 7000)
     label_dropout: float = added(0.1)
     held_out: int = added(0)
+    judge_grid: str = added("uniform")
 
     def __post_init__(self) -> None:
         uniform_times(self.T, self.judge_steps)  # refused now, not after the training
+        if self.judge_grid not in GRIDS:
+            raise InputError(f"judge_grid must be one of {', '.join(GRIDS)}")
         if self.judged < 2:
             raise InputError(f"judged must be at least 2 samples, got {self.judged}")
         if not 0 <= self.label_dropout <= 1:

@@ -34,6 +34,7 @@ __all__ = [
     "distance",
     "fixed_batches",
     "held_out_loss",
+    "judged_by",
 ]
 
 Find = Callable[[str], Trained]
@@ -156,12 +157,13 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
     s, eye = trained.settings, find("digit_features")
     few, some = max(2, s.judged // 10), max(2, s.judged // 5)
 
-    def draw(count: int, **how: float) -> Tensor:
-        return sample_in_batches(trained, count, s.judge_steps, seed=1, **how)
+    def draw(count: int, **how: Any) -> Tensor:
+        how |= {"seed": 1, "grid": s.judge_grid}
+        return sample_in_batches(trained, count, s.judge_steps, **how)
 
     noisy = draw(s.judged, eta=1.0)
     metrics = _quality(noisy, trained.classes, eye)
-    metrics["sampler"] = f"ddim, {s.judge_steps} steps, eta 1"
+    metrics["sampler"] = judged_by(s, eta=1)
     both = {"eta 1": noisy[:few], "eta 0": draw(few, eta=0.0)}
     distances = {name: distance(images, eye)["frechet"] for name, images in both.items()}
     metrics["compared"] = {"samples": few} | distances
@@ -173,6 +175,12 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
     if test is not None:
         metrics["test_loss"] = held_out_loss(trained, test)
     return metrics
+
+
+def judged_by(settings: DiffusionSettings, eta: float) -> str:
+    """The sampler of a judge, in words."""
+    times = "" if settings.judge_grid == "uniform" else f" of the grid {settings.judge_grid}"
+    return f"ddim, {settings.judge_steps} steps{times}, eta {eta:g}"
 
 
 def _quality(images: Tensor, classes: int, eye: Trained) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mnistlib import grammar, latent
 from mnistlib.configs import PromptSettings
 from mnistlib.data import Digits
 from mnistlib.grammar import Scene
-from mnistlib.jobs import Find
+from mnistlib.jobs import Find, judged_by
 from mnistlib.losses import reading
 from mnistlib.obedience import KINDS, SEEN, agreements, draw_prompts, obedience
 from mnistlib.scenes import Pool, draw_captions, draw_scenes, measured
@@ -93,16 +93,16 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
     s, eye, pool = trained.settings, find("digit_features").model, measured(test or digits)
     few, worst = max(2, s.judged // 5), {}
     for scale in SCALES:
-        how = {"scale": scale, "seed": 3}
+        how = {"scale": scale, "seed": 3, "grid": s.judge_grid}
         drawn = [answers(trained, eye, pool, kind, few, s.judge_steps, **how) for kind in SEEN]
         worst[scale] = min(obedience(found, named)["asked"]["share"] for _, named, found in drawn)
     scale = max(worst, key=worst.get)
     metrics: dict[str, Any] = {
         "scale": scale,
         "scales": {f"scale {w:g}": share for w, share in worst.items()},
-        "sampler": f"ddim, {s.judge_steps} steps, eta 0",
+        "sampler": judged_by(s, eta=0),
     }
-    whole, how = [], {"scale": scale, "seed": 4}
+    whole, how = [], {"scale": scale, "seed": 4, "grid": s.judge_grid}
     for kind in KINDS:
         texts, named, found = answers(trained, eye, pool, kind, s.judged, s.judge_steps, **how)
         metrics[kind] = obedience(found, named)

@@ -170,7 +170,7 @@ OBEYS = {  # scale -> the share of prompts that are obeyed, of one digit and of 
 def faked(patch, judge, calls):
     """Draw no picture: what the judge sees of one is its prompt, and whether it is obeyed."""
 
-    def draw(trained, count, steps, *, prompts, scale, seed):
+    def draw(trained, count, steps, *, prompts, scale, seed, grid):
         calls.append((scale, seed, steps, prompts))
         obeyed = OBEYS[scale][len(parse(prompts[0]).glyphs) - 1] * count
         return [(prompt, i < obeyed) for i, prompt in enumerate(prompts)]

@@ -143,6 +143,19 @@ def test_judged_ddpm_compares_the_same_first_noises(world, weights):
     assert found["eta 0"] != found["eta 1"]
 
 
+def test_the_judge_draws_with_the_grid_of_the_settings(world, weights):
+    changes = QUICK | {"steps": "1", "judge_grid": "log_snr", "judge_steps": "5"}
+    settings = recipes.settings_of("ddpm", "smoke", changes)
+    *_, trained = recipes.train("ddpm", settings, profile="smoke")
+    found, eye = trained.record["metrics"], recipes.load(weights / "digit_features.safetensors")
+    reference = (eye.model.reference_mean, eye.model.reference_cov)
+    for grid, same in (("log_snr", True), ("uniform", False)):
+        images = recipes.sample(trained, range(8), 5, seed=1, eta=1.0, grid=grid)
+        distance = frechet_to(reference, images, eye.model)
+        assert (found["frechet"] == pytest.approx(distance, rel=1e-4)) == same
+    assert found["sampler"] == "ddim, 5 steps of the grid log_snr, eta 1"
+
+
 def test_a_training_can_start_from_the_weights_of_another(world, weights):
     """With a learning rate of nearly nothing the weights stay where they started."""
     changes = QUICK | {"steps": "2", "lr": "1e-12", "seed": "5"}
