@@ -171,6 +171,7 @@ def faked(patch, judge, calls):
     """Draw no picture: what the judge sees of one is its prompt, and whether it is obeyed."""
 
     def draw(trained, count, steps, *, prompts, scale, seed, grid):
+        assert grid == "quadratic"
         calls.append((scale, seed, steps, prompts))
         obeyed = OBEYS[scale][len(parse(prompts[0]).glyphs) - 1] * count
         return [(prompt, i < obeyed) for i, prompt in enumerate(prompts)]
@@ -188,14 +189,17 @@ def test_the_judge_takes_the_scale_whose_worst_kind_is_best():
 
     Languages are told apart by their letters, over all kinds.
     """
-    calls, trained = [], Trained(None, settings_of(judged=50, judge_steps=7), {})
+    calls, trained = (
+        [],
+        Trained(None, settings_of(judged=50, judge_steps=7, judge_grid="quadratic"), {}),
+    )
     with pytest.MonkeyPatch.context() as patch:
         faked(patch, judge_prompts, calls)
         eye = SimpleNamespace(model=None)
         metrics = judge_prompts(trained, tiny.painting()[1], None, lambda name: eye)
     assert metrics["scale"] == 2.0
     assert metrics["scales"] == {f"scale {scale:g}": min(both) for scale, both in OBEYS.items()}
-    assert metrics["sampler"] == "ddim, 7 steps, eta 0"
+    assert metrics["sampler"] == "ddim, 7 steps of the grid quadratic, eta 0"
     assert [metrics[kind]["asked"]["share"] for kind in KINDS] == [0.7, 0.7, 0.6, 0.6]
     choice, verdict = calls[:10], calls[10:]
     assert [scale for scale, *_ in choice] == [scale for scale in OBEYS for _ in range(2)]
