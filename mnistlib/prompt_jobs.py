@@ -1,6 +1,6 @@
 """The training on captioned scenes: what it learns from, and how its obedience is judged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,19 +57,25 @@ def prompt_job(settings: PromptSettings, digits: Digits, vae: Vae):
     latents, scenes = encoded(settings, measured(digits), vae)
     tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
 
+    return reading(settings, latents, tokenize, captions_of(scenes, settings.in_order))
+
+
+def captions_of(scenes: Sequence[Scene], in_order: int = 0, **how: Any):
+    """What ``losses.reading`` asks for: the captions of some scenes, others in each step.
+
+    Args:
+        in_order: see ``PromptSettings``.
+        how: see ``draw_captions``.
+    """
+
     def captions_at(seed: int, step: int, i: Tensor) -> list[str]:
         shown, numbers = [scenes[j] for j in i.tolist()], range(step * len(i), (step + 1) * len(i))
-        easy = round(in_order_share(settings, step) * len(i))
-        said = draw_captions(shown[:easy], seed, numbers[:easy], in_order=True)
-        said += draw_captions(shown[easy:], seed, numbers[easy:])
+        easy = round(len(i) * max(0.0, 1 - step / in_order)) if in_order else 0
+        said = draw_captions(shown[:easy], seed, numbers[:easy], in_order=True, **how)
+        said += draw_captions(shown[easy:], seed, numbers[easy:], **how)
         return [caption.text for caption in said]
 
-    return reading(settings, latents, tokenize, captions_at)
-
-
-def in_order_share(settings: PromptSettings, step: int) -> float:
-    """How many captions of a step, counted from 0, have to mention the left digit first."""
-    return max(0.0, 1 - step / settings.in_order) if settings.in_order else 0.0
+    return captions_at
 
 
 def encoded(settings: PromptSettings, pool: Pool, vae: Vae) -> tuple[Tensor, list[Scene]]:

@@ -25,9 +25,9 @@ from mnistlib.losses import reading
 from mnistlib.obedience import KINDS, obedience
 from mnistlib.objective import NoisyBatch, diffusion_loss, drop_labels
 from mnistlib.plots import png, sheet
-from mnistlib.prompt_jobs import encoded, text_to_image
+from mnistlib.prompt_jobs import captions_of, encoded, text_to_image
 from mnistlib.readers import agreement, read
-from mnistlib.scenes import Pool, draw_captions, draw_scenes, measured
+from mnistlib.scenes import Pool, draw_scenes, measured
 from mnistlib.schedules import make_schedule
 from mnistlib.text import Tokenizer, vocabulary_of
 from mnistlib.train import TrainConfig, fit
@@ -117,14 +117,9 @@ def telling_job(
     latents, scenes = encoded(settings, measured(digits), vae)
     if settings.model.classes:
         return _naming(settings, latents, torch.tensor([label_of(scene) for scene in scenes]))
-    B, tokenize = settings.batch_size, Tokenizer(vocabulary_of(texts()), settings.max_length)
-
-    def captions_at(seed: int, step: int, i: Tensor) -> list[str]:
-        shown, numbers = [scenes[j] for j in i.tolist()], range(step * B, (step + 1) * B)
-        said = draw_captions(shown, seed, numbers, language="en", attributes=NAMED)
-        return [caption.text for caption in said]
-
-    return reading(settings, latents, tokenize, captions_at)
+    tokenize = Tokenizer(vocabulary_of(texts()), settings.max_length)
+    how = {"language": "en", "attributes": NAMED}
+    return reading(settings, latents, tokenize, captions_of(scenes, settings.in_order, **how))
 
 
 def _naming(settings: PromptSettings, latents: Tensor, labels: Tensor):

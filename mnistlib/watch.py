@@ -100,7 +100,7 @@ class _Watcher:
         self.before = recipes.autoencoder_of(settings)
         self.vae = None if self.before is None else self.before.model.to(pick_device())
         if isinstance(settings, PromptSettings):
-            settings = replace(settings, scenes=COUNT)
+            settings = replace(settings, scenes=COUNT, in_order=0)  # not by the easy captions alone
         of_folder = isinstance(settings, FolderSettings)
         self.shown = first_captions(settings, 10) if of_folder else SHOWN
         self.loss, batch_at = recipes.RECIPES[name].job(settings, self.digits, self.vae)

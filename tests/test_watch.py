@@ -229,6 +229,16 @@ def test_trainings_on_scenes_are_watched_on_scenes_of_held_out_digits(name, scen
     assert (cells.int() - to_uint8(images).int()).abs().max() <= 1
 
 
+def test_all_captions_are_measured_whatever_the_lesson(scene_vae, monkeypatch):
+    """A training that begins with the easy ones is not measured by them alone."""
+    recipe, asked = recipes.RECIPES["text_to_image"], []
+    watching = recipe._replace(job=lambda s, *a: asked.append(s.in_order) or recipe.job(s, *a))
+    monkeypatch.setitem(recipes.RECIPES, "text_to_image", watching)
+    changes = FEW | {"vae": str(scene_vae), "in_order": "9"}
+    next(watched("text_to_image", settings_of("text_to_image", **changes), "out"))
+    assert sorted(asked) == [0, 9]  # what is measured, and what is learnt
+
+
 @torch.no_grad()
 def prompts_by_hand(model, latents, scenes, step):
     """Return the loss of eight scenes, told their captions, of which about a tenth are hidden."""
