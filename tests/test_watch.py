@@ -234,7 +234,7 @@ def test_all_captions_are_measured_whatever_the_lesson(scene_vae, monkeypatch):
     recipe, asked = recipes.RECIPES["text_to_image"], []
     watching = recipe._replace(job=lambda s, *a: asked.append(s.in_order) or recipe.job(s, *a))
     monkeypatch.setitem(recipes.RECIPES, "text_to_image", watching)
-    changes = FEW | {"vae": str(scene_vae), "in_order": "9"}
+    changes = FEW | {"vae": str(scene_vae), "in_order": "9", "held_out": "20"}
     next(watched("text_to_image", settings_of("text_to_image", **changes), "out"))
     assert sorted(asked) == [0, 9]  # what is measured, and what is learnt
 
