@@ -85,6 +85,11 @@ class DiffusionSettings:
         if not 0 <= self.label_dropout <= 1:
             raise InputError(f"label_dropout must lie between 0 and 1, got {self.label_dropout}")
 
+    def judged_by(self, eta: float) -> str:
+        """The sampler of the judge, in words."""
+        times = "" if self.judge_grid == "uniform" else f" of the grid {self.judge_grid}"
+        return f"ddim, {self.judge_steps} steps{times}, eta {eta:g}"
+
 
 @dataclass(frozen=True)
 class VaeSettings:

@@ -7,7 +7,6 @@ Legend: B images of a batch, N samples.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,6 +33,7 @@ __all__ = [
     "CLASSIFIERS",
     "DROPOUT",
     "LATEST",
+    "LESSONS",
     "MODES",
     "SWEEP",
     "Guide",
@@ -249,13 +249,15 @@ def classifier_run(settings: ClassifierSettings, seed: int, count: int = 200) ->
 
 # ---- full trainings ------------------------------------------------------------------------
 
-MODES = {name: name for name in ("latent", "latent_classifier", "joint")}
+MODES = {name: name for name in ("latent", "latent_classifier")}
+MODES["joint"] = "runs/joint/joint.safetensors"
+LESSONS = {"all at once": "runs/all_at_once/text_to_image.safetensors", "in order": "text_to_image"}
+"""``train text_to_image --set in_order=0 --out runs/all_at_once``, and what is shipped."""
 
 
-def full_run(name: str, seed: int) -> dict[str, Any]:
-    """What the full training of a recipe came to, as its file says, shipped or under ``runs``."""
-    path = Path("runs") / name / f"{name}.safetensors"
-    trained = recipes.find(name if recipes.is_shipped(name) else str(path))
+def full_run(source: str, seed: int) -> dict[str, Any]:
+    """What the full training of a recipe came to, as its file says; see ``recipes.find``."""
+    trained = recipes.find(source)
     kept = ("images_seen", "parameters", "metrics", "sha256")
     row = {key: trained.record[key] for key in kept}
     return row | {"training_seconds": trained.record["seconds"]}

@@ -34,7 +34,6 @@ __all__ = [
     "distance",
     "fixed_batches",
     "held_out_loss",
-    "judged_by",
 ]
 
 Find = Callable[[str], Trained]
@@ -163,7 +162,7 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
 
     noisy = draw(s.judged, eta=1.0)
     metrics = _quality(noisy, trained.classes, eye)
-    metrics["sampler"] = judged_by(s, eta=1)
+    metrics["sampler"] = s.judged_by(eta=1)
     both = {"eta 1": noisy[:few], "eta 0": draw(few, eta=0.0)}
     distances = {name: distance(images, eye)["frechet"] for name, images in both.items()}
     metrics["compared"] = {"samples": few} | distances
@@ -175,12 +174,6 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
     if test is not None:
         metrics["test_loss"] = held_out_loss(trained, test)
     return metrics
-
-
-def judged_by(settings: DiffusionSettings, eta: float) -> str:
-    """The sampler of a judge, in words."""
-    times = "" if settings.judge_grid == "uniform" else f" of the grid {settings.judge_grid}"
-    return f"ddim, {settings.judge_steps} steps{times}, eta {eta:g}"
 
 
 def _quality(images: Tensor, classes: int, eye: Trained) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mnistlib import grammar, latent
 from mnistlib.configs import PromptSettings
 from mnistlib.data import Digits
 from mnistlib.grammar import Scene
-from mnistlib.jobs import Find, judged_by
+from mnistlib.jobs import Find
 from mnistlib.losses import reading
 from mnistlib.obedience import KINDS, SEEN, agreements, draw_prompts, obedience
 from mnistlib.scenes import Pool, draw_captions, draw_scenes, measured
@@ -106,7 +106,7 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
     metrics: dict[str, Any] = {
         "scale": scale,
         "scales": {f"scale {w:g}": share for w, share in worst.items()},
-        "sampler": judged_by(s, eta=0),
+        "sampler": s.judged_by(eta=0),
     }
     whole, how = [], {"scale": scale, "seed": 4, "grid": s.judge_grid}
     for kind in KINDS:

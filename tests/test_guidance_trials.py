@@ -224,16 +224,16 @@ def test_accuracy_of_one_that_knows_the_latents(made):
 # ---- full trainings, variants, records -----------------------------------------------------
 
 
-def test_full_run_finds_shipped_and_unshipped_files(made, monkeypatch):
-    asked = []
-    record = dict.fromkeys(("images_seen", "seconds", "parameters", "metrics", "sha256", "x"), 1)
-    monkeypatch.setattr(recipes, "is_shipped", lambda name: name == "latent")
-    monkeypatch.setattr(
-        recipes, "find", lambda f: asked.append(f) or made["latent"]._replace(record=record)
-    )
-    rows = [guidance_trials.full_run(name, 0) for name in ("latent", "joint")]
-    assert asked == ["latent", "runs/joint/joint.safetensors"]
-    assert set(rows[0]) == {"images_seen", "training_seconds", "parameters", "metrics", "sha256"}
+def test_full_run_takes_what_the_file_says(made, monkeypatch):
+    kept = ("images_seen", "seconds", "parameters", "metrics", "sha256")
+    record = {key: i for i, key in enumerate(kept)} | {"x": 5}
+    asked, trained = [], made["latent"]._replace(record=record)
+    monkeypatch.setattr(recipes, "find", lambda source: asked.append(source) or trained)
+    [row, _] = [guidance_trials.full_run(guidance_trials.MODES[k], 0) for k in ("joint", "latent")]
+    assert asked == ["runs/joint/joint.safetensors", "latent"]
+    assert row == {
+        "images_seen": 0, "training_seconds": 1, "parameters": 2, "metrics": 3, "sha256": 4
+    }  # fmt: skip
 
 
 def test_variants_are_what_their_names_say():
