@@ -94,8 +94,8 @@ WAYS: dict[str, PromptSettings] = {
 }
 """How the UNet hears of the scene; the number of steps follows from ``BUDGET``.
 
-The class says which digits a scene holds. A class for each scene that can be
-painted, inks and paper included, would be 40,000 rows of a table, most of them hardly ever seen.
+The class says which digits a scene holds. A class for each scene that can be painted, inks, paper
+and sides included, would be 40,000 rows of a table, most of them hardly ever seen.
 """
 
 WEIGHTINGS = {name: replace(_LOOKS, weighting=name) for name in ("simple", "min_snr")}
