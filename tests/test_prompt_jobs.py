@@ -170,7 +170,8 @@ OBEYS = {  # scale -> the share of prompts that are obeyed, of one digit and of 
 def faked(patch, judge, calls):
     """Draw no picture: what the judge sees of one is its prompt, and whether it is obeyed."""
 
-    def draw(trained, count, steps, *, prompts, scale, seed, grid):
+    def draw(trained, count, steps, *, prompts, scale, seed, grid, eta):
+        assert eta == 1
         assert grid == "quadratic"
         calls.append((scale, seed, steps, prompts))
         obeyed = OBEYS[scale][len(parse(prompts[0]).glyphs) - 1] * count
@@ -199,7 +200,7 @@ def test_the_judge_takes_the_scale_whose_worst_kind_is_best():
         metrics = judge_prompts(trained, tiny.painting()[1], None, lambda name: eye)
     assert metrics["scale"] == 2.0
     assert metrics["scales"] == {f"scale {scale:g}": min(both) for scale, both in OBEYS.items()}
-    assert metrics["sampler"] == "ddim, 7 steps of the grid quadratic, eta 0"
+    assert metrics["sampler"] == "ddim, 7 steps of the grid quadratic, eta 1"
     assert [metrics[kind]["asked"]["share"] for kind in KINDS] == [0.7, 0.7, 0.6, 0.6]
     choice, verdict = calls[:10], calls[10:]
     assert [scale for scale, *_ in choice] == [scale for scale in OBEYS for _ in range(2)]
