@@ -54,7 +54,8 @@ class DiffusionSettings:
         schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
         predicts, weighting: what the network answers and how its error counts.
         judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
-        judge_grid: the time grid of these steps, a key of ``GRIDS``.
+        judge_grid, judge_eta: the time grid of these steps, a key of ``GRIDS``, and their fresh
+            noise.
         snapshots: steps after which the averaged model is kept, besides the last.
         label_dropout: share of the labels that are forgotten, where the model knows classes.
         held_out: as in ``FeatureSettings``.
@@ -75,6 +76,7 @@ class DiffusionSettings:
     label_dropout: float = added(0.1)
     held_out: int = added(0)
     judge_grid: str = added("uniform")
+    judge_eta: float = added(1.0)
 
     def __post_init__(self) -> None:
         uniform_times(self.T, self.judge_steps)  # refused now, not after the training
@@ -85,10 +87,11 @@ class DiffusionSettings:
         if not 0 <= self.label_dropout <= 1:
             raise InputError(f"label_dropout must lie between 0 and 1, got {self.label_dropout}")
 
-    def judged_by(self, eta: float) -> str:
+    @property
+    def judged_by(self) -> str:
         """The sampler of the judge, in words."""
         times = "" if self.judge_grid == "uniform" else f" of the grid {self.judge_grid}"
-        return f"ddim, {self.judge_steps} steps{times}, eta {eta:g}"
+        return f"ddim, {self.judge_steps} steps{times}, eta {self.judge_eta:g}"
 
 
 @dataclass(frozen=True)

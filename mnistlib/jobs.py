@@ -148,8 +148,8 @@ def noisy_batches(settings, digits: Digits, vae: Vae | None, dropout: float | No
 def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find: Find):
     """Frechet distance of fresh samples to the 60,000, in multiples of the floor as well.
 
-    Fresh noise is drawn in every step (eta 1). What it is worth is measured on a tenth of the
-    samples: ``compared`` sets them beside those that the same first noises give without it.
+    Fresh noise is drawn in every step (``judge_eta``). What it is worth is measured on a tenth of
+    the samples: ``compared`` sets them beside those that the same first noises give without it.
     A model that knows classes draws as many of each, unguided, and is judged by their accuracy
     too; ``guided`` sets a fifth of them beside as many at the scales ``GUIDED``.
     """
@@ -160,14 +160,14 @@ def judge_diffusion(trained: Trained, digits: Digits, test: Digits | None, find:
         how |= {"seed": 1, "grid": s.judge_grid}
         return sample_in_batches(trained, count, s.judge_steps, **how)
 
-    noisy = draw(s.judged, eta=1.0)
+    noisy = draw(s.judged, eta=s.judge_eta)
     metrics = _quality(noisy, trained.classes, eye)
-    metrics["sampler"] = s.judged_by(eta=1)
-    both = {"eta 1": noisy[:few], "eta 0": draw(few, eta=0.0)}
+    metrics["sampler"] = s.judged_by
+    both = {f"eta {s.judge_eta:g}": noisy[:few], "eta 0": draw(few, eta=0.0)}
     distances = {name: distance(images, eye)["frechet"] for name, images in both.items()}
     metrics["compared"] = {"samples": few} | distances
     if trained.classes:
-        drawn = {1.0: noisy[:some]} | {w: draw(some, eta=1.0, scale=w) for w in GUIDED}
+        drawn = {1.0: noisy[:some]} | {w: draw(some, eta=s.judge_eta, scale=w) for w in GUIDED}
         metrics["guided"] = {
             f"scale {w:g}": _quality(images, trained.classes, eye) for w, images in drawn.items()
         }

@@ -96,10 +96,10 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
 
     The scale is chosen with a fifth of the prompts, other ones, of combinations that were seen: the
     one at which everything that a prompt names is right most often, in the worse of the two kinds.
-    Fresh noise is drawn in every step (eta 1); without it guidance makes strokes too thick.
+    Fresh noise is drawn in every step (``judge_eta``); without it guidance makes strokes too thick.
     """
     s, eye, pool = trained.settings, find("digit_features").model, measured(test or digits)
-    few, how, worst = max(2, s.judged // 5), {"eta": 1.0, "grid": s.judge_grid}, {}
+    few, how, worst = max(2, s.judged // 5), {"eta": s.judge_eta, "grid": s.judge_grid}, {}
 
     def draw(kind: str, count: int, **told: Any):
         return answers(trained, eye, pool, kind, count, s.judge_steps, **told, **how)
@@ -111,7 +111,7 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
     metrics: dict[str, Any] = {
         "scale": scale,
         "scales": {f"scale {w:g}": share for w, share in worst.items()},
-        "sampler": s.judged_by(eta=1),
+        "sampler": s.judged_by,
     }
     whole = []
     for kind in KINDS:

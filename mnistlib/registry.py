@@ -165,7 +165,7 @@ RECIPES: dict[str, Recipe] = {
         judge=vae_jobs.judge_vae,
     ),
     "latent": Recipe(
-        full=_LATENT,
+        full=replace(_LATENT, judge_grid="log_snr", judge_eta=0.85),
         smoke=_SMOKE_LATENT,
         network=lambda s: UNet(s.model),
         job=jobs.diffusion_job,

@@ -55,17 +55,20 @@ def as_json(settings: Any) -> str:
     return json.dumps(flat(settings), indent=1)
 
 
+_AFTERWARDS = {"checkpoint_every", "judged", "judge_steps", "judge_grid", "judge_eta"}
+
+
 def check_unchanged(settings: Any, path: Path) -> None:
     """Refuse settings that differ from those which an earlier run wrote to ``path``.
 
-    A setting that was ``added`` since meant its default then; ``checkpoint_every`` may change.
+    A setting that was ``added`` since meant its default then; what touches no weight may change.
 
     Raises:
         InputError: it names what differs, and what it was.
     """
     before, wanted = json.loads(path.read_text()), json.loads(as_json(settings))
     before = _meant_by_older_runs(settings) | before
-    changed = [k for k in wanted if k != "checkpoint_every" and before.get(k) != wanted[k]]
+    changed = [k for k in wanted if k not in _AFTERWARDS and before.get(k) != wanted[k]]
     if changed:
         was = ", ".join(f"{k}={before.get(k)}" for k in changed)
         raise InputError(f"{path.parent} was trained with {was}; use the same to resume")

@@ -144,16 +144,17 @@ def test_judged_ddpm_compares_the_same_first_noises(world, weights):
 
 
 def test_the_judge_draws_with_the_grid_of_the_settings(world, weights):
-    changes = QUICK | {"steps": "1", "judge_grid": "log_snr", "judge_steps": "5"}
+    changes = {"judge_grid": "log_snr", "judge_eta": "0.7", "judge_steps": "5"}
+    changes = QUICK | {"steps": "1"} | changes
     settings = recipes.settings_of("ddpm", "smoke", changes)
     *_, trained = recipes.train("ddpm", settings, profile="smoke")
     found, eye = trained.record["metrics"], recipes.load(weights / "digit_features.safetensors")
     reference = (eye.model.reference_mean, eye.model.reference_cov)
-    for grid, same in (("log_snr", True), ("uniform", False)):
-        images = recipes.sample(trained, range(8), 5, seed=1, eta=1.0, grid=grid)
+    for grid, eta, same in (("log_snr", 0.7, True), ("uniform", 0.7, False), ("log_snr", 1, False)):
+        images = recipes.sample(trained, range(8), 5, seed=1, eta=eta, grid=grid)
         distance = frechet_to(reference, images, eye.model)
         assert (found["frechet"] == pytest.approx(distance, rel=1e-4)) == same
-    assert found["sampler"] == "ddim, 5 steps of the grid log_snr, eta 1"
+    assert found["sampler"] == "ddim, 5 steps of the grid log_snr, eta 0.7"
 
 
 def test_a_training_can_start_from_the_weights_of_another(world, weights):
@@ -684,7 +685,10 @@ def test_a_resumed_run_must_have_the_same_settings(world):
         next(recipes.train("ddpm", other, out="runs/cut", resume=True))
     with pytest.raises(InputError, match="earlier training"):
         next(recipes.train("ddpm", other, out="runs/cut"))
-    assert next(recipes.train("ddpm", settings, out="runs/cut", resume=True)).step == 10
+    judge = {"judged": "6", "judge_steps": "3", "judge_grid": "log_snr", "judge_eta": "0.5"}
+    later = recipes.settings_of("ddpm", "smoke", QUICK | judge)  # these touch no weight
+    for same in (settings, later):
+        assert next(recipes.train("ddpm", same, out="runs/cut", resume=True)).step == 10
 
 
 def test_a_run_older_than_a_setting_had_its_default(world):
