@@ -256,8 +256,14 @@ LESSONS = {"all at once": "runs/all_at_once/text_to_image.safetensors", "in orde
 
 
 def full_run(source: str, seed: int) -> dict[str, Any]:
-    """What the full training of a recipe came to, as its file says; see ``recipes.find``."""
-    trained = recipes.find(source)
-    kept = ("images_seen", "parameters", "metrics", "sha256")
-    row = {key: trained.record[key] for key in kept}
-    return row | {"training_seconds": trained.record["seconds"]}
+    """What the full training of a recipe came to, as its file says; see ``recipes.find``.
+
+    Trainings that it started from count as its own.
+    """
+    record = recipes.find(source).record
+    parts = [record, record.get("started_from", {"images_seen": 0, "seconds": 0})]
+    row = {key: record[key] for key in ("parameters", "metrics", "sha256")}
+    row["images_seen"], row["training_seconds"] = (
+        sum(part[key] for part in parts) for key in ("images_seen", "seconds")
+    )
+    return row

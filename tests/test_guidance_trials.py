@@ -225,15 +225,16 @@ def test_accuracy_of_one_that_knows_the_latents(made):
 
 
 def test_full_run_takes_what_the_file_says(made, monkeypatch):
-    kept = ("images_seen", "seconds", "parameters", "metrics", "sha256")
-    record = {key: i for i, key in enumerate(kept)} | {"x": 5}
-    asked, trained = [], made["latent"]._replace(record=record)
-    monkeypatch.setattr(recipes, "find", lambda source: asked.append(source) or trained)
-    [row, _] = [guidance_trials.full_run(guidance_trials.MODES[k], 0) for k in ("joint", "latent")]
-    assert asked == ["runs/joint/joint.safetensors", "latent"]
-    assert row == {
-        "images_seen": 0, "training_seconds": 1, "parameters": 2, "metrics": 3, "sha256": 4
-    }  # fmt: skip
+    kept = ("images_seen", "seconds", "parameters", "metrics", "sha256", "x")
+    record = {key: i for i, key in enumerate(kept, 1)}
+    for earlier, seen, seconds in (({}, 1, 2), ({"images_seen": 10, "seconds": 20}, 11, 22)):
+        started = {"started_from": earlier} if earlier else {}
+        asked, trained = [], made["latent"]._replace(record=record | started)
+        monkeypatch.setattr(recipes, "find", lambda f, a=asked, t=trained: a.append(f) or t)
+        row = guidance_trials.full_run(guidance_trials.MODES["joint"], 0)
+        assert asked == ["runs/joint/joint.safetensors"]
+        told = {"images_seen": seen, "training_seconds": seconds}
+        assert row == told | {"parameters": 3, "metrics": 4, "sha256": 5}
 
 
 def test_variants_are_what_their_names_say():
