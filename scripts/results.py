@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnistlib.ablations import read_record
 from mnistlib.data import write_atomically
+from mnistlib.obedience import KINDS, SEEN
 from mnistlib.pace import final_table
 from mnistlib.recipes import train_or_load
 
@@ -61,6 +62,7 @@ def table():
         class_row("latent", "draws the digit that is asked for, as latents"),
         class_row("ddpm_class", "draws the digit that is asked for, in pixels", start="ddpm"),
         scene_row("rgb_vae"),
+        prompt_row("text_to_image"),
     ]
     return (
         "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -110,6 +112,19 @@ def scene_row(name):
         training(trained),
         f"digits, inks, and paper or places all read rightly off "
         f"{m['one digit, seen']['read']['asked']['of']:,} scenes, there and back: {shares}",
+    )
+
+
+def prompt_row(name):
+    """Return the row of a model that reads prompts."""
+    trained = train_or_load(name, "read")
+    m = trained.record["metrics"]
+    shares = "; ".join(f"{kind}: **{m[kind]['asked']['share']:.2%}**" for kind in KINDS)
+    return (
+        f"`{name}`: draws what a sentence says; {millions(trained)} million weights",
+        training(trained),
+        f"digits, inks, and paper or places all as {m[SEEN[0]]['asked']['of']:,} random prompts "
+        f"of a kind ask ({m['sampler']}, scale {m['scale']:g}): {shares}",
     )
 
 

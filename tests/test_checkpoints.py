@@ -404,3 +404,38 @@ def test_shipped_latent_is_good_enough():
 
 def test_shipped_latent_is_obeyed_unguided():
     assert metrics_of("latent")["accuracy"] >= 0.98
+
+
+SHORT = pytest.mark.xfail(strict=True, reason="below the goal so far: train text_to_image longer")
+ASKED_OF_PROMPTS = [
+    ("one digit, seen", 0.99),
+    ("one digit, held out", 0.98),
+    pytest.param("two digits, seen", 0.96, marks=SHORT),
+    ("two digits, held out", 0.92),
+]
+
+
+@pytest.mark.parametrize(("kind", "goal"), ASKED_OF_PROMPTS)
+def test_shipped_text_to_image_draws_what_it_is_told(kind, goal):
+    """At most 25 steps and 2,000 random prompts of each kind, at the best guidance scale."""
+    metrics = metrics_of("text_to_image")
+    assert "25 steps" in metrics["sampler"]
+    assert metrics[kind]["asked"]["share"] >= goal
+
+
+def test_shipped_text_to_image_is_judged_by_2000_prompts_of_each_kind():
+    """A prompt that names nothing of what is asked cannot be disobeyed, and is not counted."""
+    metrics = metrics_of("text_to_image")
+    assert all(1950 <= metrics[kind]["asked"]["of"] <= 2000 for kind in KINDS)
+
+
+@SHORT
+@pytest.mark.parametrize("kind", ["one digit, seen", "one digit, held out"])
+@pytest.mark.parametrize(("attribute", "goal"), [("slant", 0.97), ("stroke", 0.9)])
+def test_shipped_text_to_image_heeds_slant_and_stroke(kind, attribute, goal):
+    assert metrics_of("text_to_image")[kind][attribute]["share"] >= goal
+
+
+def test_shipped_text_to_image_understands_both_languages():
+    english, chinese = (metrics_of("text_to_image")[k]["asked"] for k in ("English", "Chinese"))
+    assert chinese["share"] >= english["share"] - 0.02
