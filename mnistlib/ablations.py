@@ -211,7 +211,7 @@ ABLATIONS: dict[str, Ablation] = {
         pace.FINAL,
         seeds=(1,),
     ),
-    "drawing": Ablation(pace.drawing_run, {"not guided": 1.0, "guided": 1.5}, seeds=(0,)),
+    "drawing": Ablation(pace.drawing_run, pace.DRAWINGS, seeds=(0,)),
     "kl_weight": Ablation(vae_trials.vae_run, vae_trials.KL_WEIGHTS),
     "latent_channels": Ablation(vae_trials.vae_run, vae_trials.CHANNELS),
     "latent_scale": Ablation(latent_trials.scale_run, latent_trials.SCALES),

@@ -14,9 +14,11 @@ from mnistlib.samplers import SAMPLERS, evaluations
 from mnistlib.schedules import GRIDS
 
 __all__ = [
+    "DRAWINGS",
     "FINAL",
     "SWEEP",
     "Choice",
+    "Drawing",
     "Plan",
     "best_of",
     "curves",
@@ -146,22 +148,38 @@ def final_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def drawing_run(scale: float, seed: int) -> dict[str, Any]:
-    """Seconds in which the shipped ``latent`` draws 64 digits and decodes them, on two threads.
+class Drawing(NamedTuple):
+    """What is drawn against the clock: so many pictures, by which shipped model, told what."""
+
+    model: str
+    pictures: int
+    scale: float
+    told: dict[str, Any]
+
+
+DRAWINGS = {
+    "not guided": Drawing("latent", 64, 1.0, {}),
+    "guided": Drawing("latent", 64, 1.5, {}),
+    "a prompt": Drawing("text_to_image", 1, 4.0, {"prompts": ["a red four left of a blue two"]}),
+}
+
+
+def drawing_run(drawing: Drawing, seed: int) -> dict[str, Any]:
+    """Seconds in which a shipped model draws and decodes in 25 steps, on two threads.
 
     The weights are loaded and the network is warm when the clock starts; the fastest of three.
     """
     threads, found = torch.get_num_threads(), []
     torch.set_num_threads(2)
-    trained = recipes.find("latent")
+    trained, (_, count, scale, told) = recipes.find(drawing.model), drawing
     trained.model.to(memory_format=torch.channels_last)
     for _ in range(4):  # the first is for warming up
         start = time.perf_counter()
-        recipes.sample(trained, range(64), 25, seed=seed, scale=scale)
+        recipes.sample(trained, range(count), 25, seed=seed, scale=scale, **told)
         found.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    result = {"scale": scale, "digits": 64, "steps": 25, "fastest": round(min(found[1:]), 2)}
-    return result | {"weights": trained.record["sha256"]}
+    result = {"model": drawing.model, "scale": scale, "pictures": count, "steps": 25}
+    return result | {"fastest": round(min(found[1:]), 2), "weights": trained.record["sha256"]}
 
 
 def curves(rows: list[dict[str, Any]]) -> Figure:

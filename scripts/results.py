@@ -31,7 +31,7 @@ def table():
     """Return the results as Markdown."""
     eye, ddpm, vae, reader = (train_or_load(name, "read") for name in NAMES)
     e, d, v, r = (trained.record["metrics"] for trained in (eye, ddpm, vae, reader))
-    free, guided = read_record("drawing")["rows"]
+    free, guided, prompt = read_record("drawing")["rows"]
     rows = [
         ("network", "training", "result"),
         ("---", "---", "---"),
@@ -75,8 +75,9 @@ features it is {e["floor"]:.4f}. Quality against network calls, of 5,000 samples
 {final_table(read_record("sampling_final")["rows"])}
 ```
 
-Speed: `latent` draws and decodes {free["digits"]} digits of {free["steps"]} steps in
-**{free["fastest"]} s** on two CPU threads after loading, guided in {guided["fastest"]} s.
+Speed: `latent` draws and decodes {free["pictures"]} digits of {free["steps"]} steps in
+**{free["fastest"]} s** on two CPU threads after loading, guided in {guided["fastest"]} s, and
+`text_to_image` draws one prompt in {prompt["fastest"]} s.
 
 The records of the ablations, with the command that repeats each,
 are in [book/records](book/records).

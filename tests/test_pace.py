@@ -204,12 +204,13 @@ def test_drawing_is_timed_warm_and_gives_the_threads_back(monkeypatch):
     trained = SimpleNamespace(model=torch.nn.Identity(), record={"sha256": "x"})
     ticks = iter([0, 1, 10, 14, 20, 23, 30, 35])  # 1 s, not counted, then 4, 3 and 5
     asked, threads = [], torch.get_num_threads()
-    monkeypatch.setattr(pace.recipes, "find", lambda name: trained)
-    monkeypatch.setattr(
-        pace.recipes, "sample", lambda *a, **k: asked.append((k["scale"], torch.get_num_threads()))
-    )
+    monkeypatch.setattr(pace.recipes, "find", {"latent": trained}.get)
+    draw = lambda *a, **how: asked.append((*a[1:], how, torch.get_num_threads()))  # noqa: E731
+    monkeypatch.setattr(pace.recipes, "sample", draw)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: next(ticks))
-    row = pace.drawing_run(1.5, 0)
-    assert row["fastest"] == 3
-    assert asked == [(1.5, 2)] * 4
+    row = pace.drawing_run(pace.Drawing("latent", 3, 1.5, {"labels": 7}), 0)
+    assert row == {
+        "model": "latent", "pictures": 3, "scale": 1.5, "steps": 25, "fastest": 3, "weights": "x"
+    }  # fmt: skip
+    assert asked == [(range(3), 25, {"seed": 0, "scale": 1.5, "labels": 7}, 2)] * 4
     assert torch.get_num_threads() == threads
