@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 CLASS_SCALE, PROMPT_SCALE = 1.5, 2.0  # the guidance scales of digits and of prompts
-STRENGTH = 0.6  # how much of a picture image-to-image drowns in noise
+STRENGTH = 0.7  # how much of a picture image-to-image drowns in noise
 REPEATS = 5  # how often repainting takes each step
 
 
