@@ -544,7 +544,7 @@ def test_sample_changes_a_picture(done, reader, world):
     done(*edit[:-1])  # the default
     eps = torch.stack([torch.randn(4, 8, 8, generator=generator_for(0, i)) for i in range(4)])
     denoise = reader.prompted(["a red seven"] * 4, 2.0)
-    run = image_to_image(denoise, reader.schedule, x_0, eps, [1000, 667, 333, 0], 0.6)
+    run = image_to_image(denoise, reader.schedule, x_0, eps, [1000, 667, 333, 0], drawing.STRENGTH)
     *_, last = run
     found = tiles(world / "sample.png", 4, 2)
     np.testing.assert_array_equal(found, as_tiles(reader.pictures(last.x_t)))
