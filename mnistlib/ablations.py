@@ -221,7 +221,7 @@ ABLATIONS: dict[str, Ablation] = {
     "label_dropout": Ablation(guidance_trials.dropout_run, guidance_trials.DROPOUT),
     "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
     "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
-    "lessons": Ablation(guidance_trials.full_run, guidance_trials.LESSONS, seeds=(0,)),
+    "lessons": Ablation(guidance_trials.full_run, text_trials.LESSONS, seeds=(0,)),
     "ways_of_telling": Ablation(text_trials.telling_run, text_trials.WAYS),
     "prompt_weighting": Ablation(text_trials.telling_run, text_trials.WEIGHTINGS),
     "auxiliary_losses": Ablation(aux_losses.auxiliary_run, aux_losses.AUXILIARY),

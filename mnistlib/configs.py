@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mnistlib.classifier import DigitFeaturesConfig, NoisyClassifierConfig
 from mnistlib.objective import Predicts, Weighting
-from mnistlib.schedules import GRIDS, uniform_times
+from mnistlib.schedules import make_schedule, make_times
 from mnistlib.settings import added
 from mnistlib.train import TrainConfig
 from mnistlib.types import InputError
@@ -79,9 +79,10 @@ class DiffusionSettings:
     judge_eta: float = added(1.0)
 
     def __post_init__(self) -> None:
-        uniform_times(self.T, self.judge_steps)  # refused now, not after the training
-        if self.judge_grid not in GRIDS:
-            raise InputError(f"judge_grid must be one of {', '.join(GRIDS)}")
+        # refused now, not after the training
+        make_times(self.judge_grid, make_schedule(self.schedule, self.T), self.judge_steps)
+        if not 0 <= self.judge_eta <= 1:
+            raise InputError(f"judge_eta must lie between 0 and 1, got {self.judge_eta}")
         if self.judged < 2:
             raise InputError(f"judged must be at least 2 samples, got {self.judged}")
         if not 0 <= self.label_dropout <= 1:

@@ -33,7 +33,6 @@ __all__ = [
     "CLASSIFIERS",
     "DROPOUT",
     "LATEST",
-    "LESSONS",
     "MODES",
     "SWEEP",
     "Guide",
@@ -251,8 +250,6 @@ def classifier_run(settings: ClassifierSettings, seed: int, count: int = 200) ->
 
 MODES = {name: name for name in ("latent", "latent_classifier")}
 MODES["joint"] = "runs/joint/joint.safetensors"
-LESSONS = {"all at once": "runs/all_at_once/text_to_image.safetensors", "in order": "text_to_image"}
-"""``train text_to_image --set in_order=0 --out runs/all_at_once``, and what is shipped."""
 
 
 def full_run(source: str, seed: int) -> dict[str, Any]:
@@ -260,10 +257,9 @@ def full_run(source: str, seed: int) -> dict[str, Any]:
 
     Trainings that it started from count as its own.
     """
-    record = recipes.find(source).record
-    parts = [record, record.get("started_from", {"images_seen": 0, "seconds": 0})]
-    row = {key: record[key] for key in ("parameters", "metrics", "sha256")}
-    row["images_seen"], row["training_seconds"] = (
-        sum(part[key] for part in parts) for key in ("images_seen", "seconds")
-    )
-    return row
+    trained = recipes.find(source)
+    row = {key: trained.record[key] for key in ("parameters", "metrics", "sha256")}
+    return row | {
+        "images_seen": trained.spent("images_seen"),
+        "training_seconds": trained.spent("seconds"),
+    }

@@ -131,8 +131,7 @@ def whole_training(trained: Trained) -> int:
 
     The encoding of the digits, once, is left out.
     """
-    parts = [trained.record, trained.record.get("started_from", {"images_seen": 0})]
-    images_seen = sum(part["images_seen"] for part in parts)
+    images_seen = trained.spent("images_seen")
     if not isinstance(trained.model, Vae):
         return images_seen * costs(trained).train
     vae = copy.deepcopy(trained.model).requires_grad_()

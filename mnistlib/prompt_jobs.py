@@ -96,7 +96,7 @@ def judge_prompts(trained: Trained, digits: Digits, test: Digits | None, find: F
 
     The scale is chosen with a fifth of the prompts, other ones, of combinations that were seen: the
     one at which everything that a prompt names is right most often, in the worse of the two kinds.
-    Fresh noise is drawn in every step (``judge_eta``); without it guidance makes strokes too thick.
+    Fresh noise is drawn in every step (``judge_eta``).
     """
     s, eye, pool = trained.settings, find("digit_features").model, measured(test or digits)
     few, how, worst = max(2, s.judged // 5), {"eta": s.judge_eta, "grid": s.judge_grid}, {}

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -173,7 +172,10 @@ def train(
     """
     recipe = _recipe(name)
     before = None if init is None else load(init)
-    began = {} if before is None else {"started_from": _spent(before)}
+    began = {}
+    if before is not None:
+        cost = {what: before.spent(what) for what in ("images_seen", "seconds")}
+        began["started_from"] = {"sha256": before.record["sha256"]} | cost
     digits, test = learnt(settings, profile)
     autoencoder = autoencoder_of(settings)
     vae = None if autoencoder is None else autoencoder.model.to(pick_device())
@@ -262,13 +264,6 @@ def _start_from(network: nn.Module, before: Trained, path: str | Path) -> None:
     network.load_state_dict(before.model.state_dict(), strict=not learns_classes)
     if learns_classes:
         nn.init.zeros_(network.label.weight)
-
-
-def _spent(before: Trained) -> dict[str, Any]:
-    """Which weights a training starts from, and what they cost, all trainings before included."""
-    parts = [before.record, before.record.get("started_from", {"images_seen": 0, "seconds": 0})]
-    spent = {k: sum(part[k] for part in parts) for k in ("images_seen", "seconds")}
-    return {"sha256": before.record["sha256"]} | spent
 
 
 def shipped_path(name: str) -> Path:

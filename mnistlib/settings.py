@@ -55,6 +55,7 @@ def as_json(settings: Any) -> str:
     return json.dumps(flat(settings), indent=1)
 
 
+# What matters when a training is saved or judged, and to no weight.
 _AFTERWARDS = {"checkpoint_every", "judged", "judge_steps", "judge_grid", "judge_eta"}
 
 

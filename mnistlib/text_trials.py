@@ -40,6 +40,7 @@ __all__ = [
     "BUDGET",
     "CLASSES",
     "JUDGED",
+    "LESSONS",
     "SHOWN",
     "WAYS",
     "WEIGHTINGS",
@@ -99,6 +100,9 @@ and sides included, would be 40,000 rows of a table, most of them hardly ever se
 """
 
 WEIGHTINGS = {name: replace(_LOOKS, weighting=name) for name in ("simple", "min_snr")}
+
+LESSONS = {"all at once": "runs/all_at_once/text_to_image.safetensors", "in order": "text_to_image"}
+"""``train text_to_image --set in_order=0 --out runs/all_at_once``, and what is shipped."""
 
 SHOWN = (
     "a red seven on white",
@@ -268,13 +272,9 @@ def telling_run(settings: PromptSettings, seed: int) -> dict[str, Any]:
         prompts: {kind: _judged(trained, pool, kind, prompts == "everything") for kind in kinds}
         for prompts, kinds in JUDGED.items()
     }
-    picture = png(sheet(draw_told(trained, shown, 99)))
-    return (
-        spent
-        | judged
-        | {
-            "vae": shipped.record["sha256"],
-            "loss": _unseen_loss(trained, digits),
-            "sheet": base64.b64encode(picture).decode(),
-        }
-    )
+    row = spent | judged
+    return row | {
+        "vae": shipped.record["sha256"],
+        "loss": _unseen_loss(trained, digits),
+        "sheet": base64.b64encode(png(sheet(draw_told(trained, shown, 99)))).decode(),
+    }

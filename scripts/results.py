@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mnistlib.ablations import read_record
 from mnistlib.data import write_atomically
-from mnistlib.obedience import KINDS, SEEN
+from mnistlib.obedience import KINDS
 from mnistlib.pace import final_table
 from mnistlib.recipes import train_or_load
 
@@ -124,7 +124,7 @@ def prompt_row(name):
     return (
         f"`{name}`: draws what a sentence says; {millions(trained)} million weights",
         training(trained),
-        f"digits, inks, and paper or places all as {m[SEEN[0]]['asked']['of']:,} random prompts "
+        f"digits, inks, and paper or places all as {trained.settings.judged:,} random prompts "
         f"of a kind ask ({m['sampler']}, scale {m['scale']:g}): {shares}",
     )
 
@@ -149,10 +149,9 @@ def millions(trained):
 
 def training(trained, start=None):
     """Return how long a training took, and on what, without that of another that it began as."""
-    r, nothing = trained.record, {"images_seen": 0, "seconds": 0}
-    earlier = nothing if start else r.get("started_from", nothing)
-    images = r["images_seen"] + earlier["images_seen"]
-    minutes = (r["seconds"] + earlier["seconds"]) / 60
+    r = trained.record
+    cost = r.get if start else trained.spent
+    images, minutes = cost("images_seen"), cost("seconds") / 60
     threads = f"{r['threads']} thread" + "s" * (int(r["threads"]) > 1)
     device = f"{threads} of a CPU" if r["device"] == "cpu" else r["device"]
     begin = f", from the weights of `{start}`" if start else ""

@@ -205,7 +205,10 @@ def test_drawing_is_timed_warm_and_gives_the_threads_back(monkeypatch):
     ticks = iter([0, 1, 10, 14, 20, 23, 30, 35])  # 1 s, not counted, then 4, 3 and 5
     asked, threads = [], torch.get_num_threads()
     monkeypatch.setattr(pace.recipes, "find", {"latent": trained}.get)
-    draw = lambda *a, **how: asked.append((*a[1:], how, torch.get_num_threads()))  # noqa: E731
+
+    def draw(_, numbers, steps, **how):
+        asked.append((numbers, steps, how, torch.get_num_threads()))
+
     monkeypatch.setattr(pace.recipes, "sample", draw)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: next(ticks))
     row = pace.drawing_run(pace.Drawing("latent", 3, 1.5, {"labels": 7}), 0)

@@ -598,6 +598,8 @@ def test_settings_that_depend_on_each_other_change_together():
         ("decay", "linear", "choose one of constant, cosine"),
         ("attention", "9", "must lie in 0..2"),
         ("judge_steps", "1001", "steps must be between 1 and 1000"),
+        ("judge_grid", "even", "unknown grid 'even'; choose one of uniform"),
+        ("judge_eta", "-0.1", "judge_eta must lie between 0 and 1"),
         ("judged", "1", "judged must be at least 2"),
     ],
 )

@@ -404,3 +404,14 @@ def test_records_were_made_with_the_shipped_autoencoder(path):
     shipped = recipes.find("rgb_vae").record["sha256"]
     assert {row["vae"] for row in rows} == {shipped}, f"remove {path.name} and make it again"
     assert max(row["multiply_adds"] for row in rows) <= text_trials.BUDGET
+
+
+def test_lessons_mend_the_places():
+    """What the docstring of ``PromptSettings.in_order`` claims, by the record."""
+    before, after = json.loads((ablations.RECORDS / "lessons.json").read_text())["rows"]
+    assert before["images_seen"] == 16_000 * 128
+    for kind in ("two digits, seen", "two digits, held out"):
+        found = before["metrics"][kind]["places"]
+        assert found["low"] < 0.6  # chance is one half
+        assert before["metrics"][kind]["ink"]["share"] > 0.9
+        assert after["metrics"][kind]["places"]["low"] > 0.95
