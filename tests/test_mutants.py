@@ -397,6 +397,8 @@ PROMPT_JOBS = [
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
     Mutant("prompt_jobs", "max(worst, key", "min(worst, key",
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
+    Mutant("prompt_jobs", '["everything"]["share"]', '["asked"]["share"]',
+           "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
     Mutant("prompt_jobs", "scale=scale, seed=3", "scale=scale, seed=4",
            "test_the_judge_takes_the_scale_whose_worst_kind_is_best"),
     Mutant("prompt_jobs", "isascii() == ascii_", "isascii() != ascii_",
