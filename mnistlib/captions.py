@@ -17,6 +17,7 @@ from mnistlib.types import InputError
 
 __all__ = [
     "ATTRIBUTES",
+    "FINE",
     "SHARE",
     "Caption",
     "describe",
@@ -26,6 +27,9 @@ __all__ = [
 
 SHARE = {"digit": 0.9, "ink": 0.75, "stroke": 0.5, "slant": 0.5, "paper": 0.6, "places": 0.75}
 """How often ``describe`` names each attribute, where the scene has it."""
+
+FINE = ("stroke", "slant")
+"""What is not seen at once, but measured."""
 
 ATTRIBUTES = tuple(SHARE)
 """All that a caption can name."""
@@ -65,6 +69,7 @@ def describe(
     language: str | None = None,
     attributes: Collection[str] = ATTRIBUTES,
     in_order: bool = False,
+    fine: float | None = None,
 ) -> Caption:
     """Name a random part of a scene, in random words.
 
@@ -77,6 +82,7 @@ def describe(
         language: "en" or "zh"; by default either, at random.
         attributes: what may be named, some of ``ATTRIBUTES``.
         in_order: where places are named, the left digit is mentioned first.
+        fine: a share for what is ``FINE``, from 0 to 1.
 
     Raises:
         InputError: an unknown language or attribute.
@@ -85,7 +91,8 @@ def describe(
     if unknown:
         raise InputError(f"unknown attribute {min(unknown)!r}; choose of {', '.join(ATTRIBUTES)}")
     choices = _Choices(generator)
-    named = _part(scene, attributes, choices)
+    shares = SHARE if fine is None else SHARE | dict.fromkeys(FINE, fine)
+    named = _part(scene, attributes, choices, shares)
     return Caption(_say(named, choices, language, in_order), named)
 
 
@@ -98,11 +105,13 @@ def say(named: Scene, *, generator: Generator | None = None, language: str | Non
     return _say(named, _Choices(generator), language)
 
 
-def _part(scene: Scene, attributes: Collection[str], choices: _Choices) -> Scene:
+def _part(
+    scene: Scene, attributes: Collection[str], choices: _Choices, shares: dict[str, float]
+) -> Scene:
     """What ``describe`` names of a scene."""
 
     def kept(attribute: str, value: Any) -> Any:
-        chosen = choices.chance(SHARE[attribute])  # drawn always: one attribute moves no other
+        chosen = choices.chance(shares[attribute])  # drawn always: one attribute moves no other
         return value if chosen and attribute in attributes else None
 
     glyphs = [

@@ -211,6 +211,8 @@ class PromptSettings(ReaderSettings):
             the digits and the word between them, and neither alone says anything; a training that
             meets both at once does not find out in 16,000 steps. Bengio et al. 2009 call such an
             order of lessons a curriculum.
+        fine: how often the captions of the training name strokes and slants, see ``describe``; the
+            judge's prompts keep to ``captions.SHARE``.
         judged: how many samples of each kind the finished model is judged with.
     """
 
@@ -218,13 +220,15 @@ class PromptSettings(ReaderSettings):
     scenes: int = 160_000
     two: float = 0.5
     in_order: int = added(0)
+    fine: float = added(0.5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.two <= 1 or self.scenes < 1 or self.in_order < 0:
+        if not (0 <= self.two <= 1 and 0 <= self.fine <= 1):
+            raise InputError(f"two and fine must lie between 0 and 1; got {self.two}, {self.fine}")
+        if self.scenes < 1 or self.in_order < 0:
             raise InputError(
-                f"two must lie between 0 and 1, scenes be 1 or more, and in_order 0 or more; "
-                f"got {self.two}, {self.scenes} and {self.in_order}"
+                f"scenes must be 1 or more, in_order 0 or more; got {self.scenes}, {self.in_order}"
             )
         if not self.vae:
             raise InputError("captions need an autoencoder of coloured scenes; name one with vae")

@@ -220,7 +220,7 @@ def draw_captions(
     Args:
         scenes: say those of ``draw_scenes`` with the same seed and numbers.
         seed, indices: as there.
-        how: ``language`` and ``attributes``, as in ``describe``.
+        how: ``language``, ``attributes``, ``in_order`` and ``fine``, as in ``describe``.
     """
     return [
         describe(scene, generator=generator_for(seed, int(i), 1), **how)

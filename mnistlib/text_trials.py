@@ -51,7 +51,7 @@ __all__ = [
     "telling_run",
 ]
 
-BUDGET = 7_000_000_000_000  # multiply-adds of a training: about 900 steps with words to look at
+BUDGET = 31_000_000_000_000  # multiply-adds of a training: some 4,000 steps with words to look at
 UNSEEN = 1024  # scenes that the loss is measured on
 SCALE = 3.0  # of classifier-free guidance, whoever is told what
 NAMED = ("digit", "ink", "paper")

@@ -191,6 +191,13 @@ def test_attributes_are_named_with_their_share():
         assert abs(named_share(named, name) - share) < 0.05, name  # 4.5 standard deviations
 
 
+def test_strokes_and_slants_are_named_as_often_as_asked_and_the_rest_as_ever():
+    named = [describe(PLACED, **seeded(0, i), fine=0.9).named for i in range(2000)]
+    for name, share in SHARE.items():
+        wanted = 0.9 if name in ("stroke", "slant") else share
+        assert abs(named_share(named, name) - wanted) < 0.05, name  # 4.5 standard deviations
+
+
 def test_digits_without_places_come_in_either_order():
     named = [describe(TWO, **seeded(1, i), attributes=["digit"]).named for i in range(400)]
     firsts = [s.glyphs[0].digit for s in named]

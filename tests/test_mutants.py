@@ -204,8 +204,10 @@ CAPTIONS = [
            "test_digits_without_places_come_in_either_order"),
     Mutant("captions", "(?!one\\b)", "", "test_articles",
            (Glyph(1), {"a one", "a 1"}, {"an one", "an 1"})),
-    Mutant("captions", "choices.chance(SHARE[attribute])", "choices.chance(0.6)",
+    Mutant("captions", "choices.chance(shares[attribute])", "choices.chance(0.6)",
            "test_attributes_are_named_with_their_share"),
+    Mutant("captions", "dict.fromkeys(FINE, fine)", "dict.fromkeys(ATTRIBUTES, fine)",
+           "test_strokes_and_slants_are_named_as_often_as_asked_and_the_rest_as_ever"),
 ]
 READERS = [
     Mutant("readers", "2 * c.flatten(1).sum(1) / outline", "c.flatten(1).sum(1) / outline",
@@ -387,6 +389,8 @@ PROMPT_JOBS = [
            "test_a_scene_is_described_anew_each_time"),
     Mutant("prompt_jobs", "1 - step / in_order", "step / in_order",
            "test_the_lessons_begin_with_the_left_digit_first"),
+    Mutant("prompt_jobs", ", fine=settings.fine", "",
+           "test_strokes_and_slants_are_named_as_often_as_asked", (0.0,)),
     Mutant("captions", "if in_order else pair", "if not in_order else pair",
            "test_the_left_digit_comes_first_where_that_is_asked_for", ("en",)),
     Mutant("prompt_jobs", "two=settings.two)", "two=settings.two, unseen=True)",

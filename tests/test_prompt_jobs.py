@@ -99,6 +99,14 @@ def test_the_lessons_begin_with_the_left_digit_first():
     assert 0.3 < (1 - middle) / (1 - later) < 0.7
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_strokes_and_slants_are_named_as_often_as_asked(share):
+    _, batch_at = job_of(scenes=40, batch_size=200, label_dropout=0, fine=share)
+    named = [glyph for text in captions_of(batch_at(0, 0)) for glyph in parse(text).glyphs]
+    said = [sum(getattr(g, of) is not None for g in named) for of in ("stroke", "slant")]
+    assert max(said) == 0 if share == 0 else min(said) > 0.4 * len(named)
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_captions_are_left_out_at_the_rate(rate):
     _, batch_at = job_of(scenes=4, batch_size=500, label_dropout=rate)
@@ -164,6 +172,8 @@ OBEYS = {  # scale -> the share of prompts that are obeyed, of one digit and of 
     2.0: (0.7, 0.6),
     3.0: (1.0, 0.5),  # the best of one digit, and on average
     4.0: (0.4, 1.0),  # the best of two
+    5.0: (0.3, 0.3),
+    6.0: (0.2, 0.1),
 }
 DIGITS = {1.5: 0.9}  # where more digits are right than strokes: not the best for all that
 
@@ -204,11 +214,11 @@ def test_the_judge_takes_the_scale_whose_worst_kind_is_best():
     assert metrics["scales"] == {f"scale {scale:g}": min(both) for scale, both in OBEYS.items()}
     assert metrics["sampler"] == "ddim, 7 steps of the grid quadratic, eta 1"
     assert [metrics[kind]["asked"]["share"] for kind in KINDS] == [0.7, 0.7, 0.6, 0.6]
-    choice, verdict = calls[:10], calls[10:]
+    choice, verdict = calls[:14], calls[14:]
     assert [scale for scale, *_ in choice] == [scale for scale in OBEYS for _ in range(2)]
     assert [scale for scale, *_ in verdict] == [2.0] * 4
     assert {steps for _, _, steps, _ in calls} == {7}
-    assert [len(prompts) for *_, prompts in calls] == [10] * 10 + [50] * 4
+    assert [len(prompts) for *_, prompts in calls] == [10] * 14 + [50] * 4
     tried = {prompt for *_, prompts in choice for prompt in prompts}
     asked = [prompt for *_, prompts in verdict for prompt in prompts]
     assert len({seed for _, seed, _, _ in choice} & {seed for _, seed, _, _ in verdict}) == 0
@@ -270,9 +280,12 @@ def test_a_cut_training_ends_as_if_it_had_not_been(scene_vae, monkeypatch, tmp_p
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"two": 1.5}, "two must lie between 0 and 1"),
-        ({"two": -0.1}, "two must lie between 0 and 1"),
-        ({"scenes": 0}, "scenes be 1 or more"),
+        ({"two": 1.5}, "two and fine must lie between 0 and 1; got 1.5, 0.5"),
+        ({"two": -0.1}, "two and fine must lie between 0 and 1"),
+        ({"fine": 1.5}, "two and fine must lie between 0 and 1; got 0.5, 1.5"),
+        ({"fine": -0.1}, "two and fine must lie between 0 and 1"),
+        ({"scenes": 0}, "scenes must be 1 or more, in_order 0 or more; got 0, 0"),
+        ({"in_order": -1}, "scenes must be 1 or more, in_order 0 or more"),
         ({"vae": ""}, "name one with vae"),
         ({"label_dropout": 1.5}, "label_dropout must lie between 0 and 1"),
         ({"judged": 1}, "judged must be at least 2"),
