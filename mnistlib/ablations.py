@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mnistlib import (
     aux_losses,
+    binding_trials,
     checkpoints,
     edit_trials,
     guidance_trials,
@@ -222,8 +223,9 @@ ABLATIONS: dict[str, Ablation] = {
     "noisy_classifier": Ablation(guidance_trials.classifier_run, guidance_trials.CLASSIFIERS),
     "joint_training": Ablation(guidance_trials.full_run, guidance_trials.MODES, seeds=(0,)),
     "lessons": Ablation(guidance_trials.full_run, text_trials.LESSONS, seeds=(0,)),
-    "ways_of_telling": Ablation(text_trials.telling_run, text_trials.WAYS),
-    "prompt_weighting": Ablation(text_trials.telling_run, text_trials.WEIGHTINGS),
+    "ways_of_telling": Ablation(text_trials.telling_run, text_trials.WAYS, seeds=(0,)),
+    "binding": Ablation(binding_trials.binding_run, binding_trials.WAYS, seeds=(0,)),
+    "prompt_weighting": Ablation(text_trials.telling_run, text_trials.WEIGHTINGS, seeds=(0,)),
     "auxiliary_losses": Ablation(aux_losses.auxiliary_run, aux_losses.AUXILIARY),
     "edits": Ablation(edit_trials.edit_run, edit_trials.EDITS),
 }

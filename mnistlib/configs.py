@@ -208,11 +208,9 @@ class PromptSettings(ReaderSettings):
         two: as in ``SceneVaeSettings``.
         in_order: over so many steps, the share of captions that have to mention the left digit
             first falls from all to none. Who is left hangs on two things together, the order of
-            the digits and the word between them, and neither alone says anything; a training that
-            meets both at once does not find out in 16,000 steps. Bengio et al. 2009 call such an
-            order of lessons a curriculum.
-        fine: how often the captions of the training name strokes and slants, see ``describe``; the
-            judge's prompts keep to ``captions.SHARE``.
+            the digits and the word between them, and neither alone says anything; 16,000 steps
+            that meet both at once do not find out. Bengio et al. 2009 call this a curriculum.
+        fine: as in ``describe``, for training; the judge's prompts keep to ``captions.SHARE``.
         judged: how many samples of each kind the finished model is judged with.
     """
 
@@ -227,9 +225,8 @@ class PromptSettings(ReaderSettings):
         if not (0 <= self.two <= 1 and 0 <= self.fine <= 1):
             raise InputError(f"two and fine must lie between 0 and 1; got {self.two}, {self.fine}")
         if self.scenes < 1 or self.in_order < 0:
-            raise InputError(
-                f"scenes must be 1 or more, in_order 0 or more; got {self.scenes}, {self.in_order}"
-            )
+            got = f"got {self.scenes}, {self.in_order}"
+            raise InputError(f"scenes must be 1 or more, in_order 0 or more; {got}")
         if not self.vae:
             raise InputError("captions need an autoencoder of coloured scenes; name one with vae")
 

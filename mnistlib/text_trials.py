@@ -49,6 +49,8 @@ __all__ = [
     "label_of",
     "named_in",
     "telling_run",
+    "told",
+    "trained_within",
 ]
 
 BUDGET = 31_000_000_000_000  # multiply-adds of a training: some 4,000 steps with words to look at
@@ -140,7 +142,16 @@ def telling_job(
     settings: PromptSettings, digits: Digits, vae: Vae
 ) -> tuple[Callable[[nn.Module, tuple], Tensor], Callable[[int, int], tuple]]:
     """The loss, and batches whose first three parts are a ``NoisyBatch``; then class or tokens."""
-    latents, scenes = encoded(settings, measured(digits), vae)
+    return told(settings, *encoded(settings, measured(digits), vae))
+
+
+def told(
+    settings: PromptSettings,
+    latents: Tensor,
+    scenes: Sequence[Scene],
+    label_of: Callable[[Scene], int] = label_of,
+):
+    """The same for latents (N, Z, h, w) of any scenes, and any numbering of their classes."""
     if settings.model.classes:
         return _naming(settings, latents, torch.tensor([label_of(scene) for scene in scenes]))
     tokenize = Tokenizer(vocabulary_of(texts()), settings.max_length)
@@ -151,18 +162,18 @@ def telling_job(
 def _naming(settings: PromptSettings, latents: Tensor, labels: Tensor):
     """The same as ``losses.reading`` with a class in the place of the caption."""
     schedule, B = make_schedule(settings.schedule, settings.T), settings.batch_size
-    indices = batch_indices(len(latents), B)
+    indices, none = batch_indices(len(latents), B), settings.model.classes
 
     def batch_at(seed: int, step: int) -> tuple[Tensor, ...]:
         i, generator = indices(seed, step), generator_for(seed, step)
         t = torch.randint(1, settings.T + 1, (B,), generator=generator)
         eps = torch.randn(latents[i].shape, generator=generator)
-        told = drop_labels(labels[i], settings.label_dropout, CLASSES, generator=generator)
-        return latents[i], t, eps, told
+        classes = drop_labels(labels[i], settings.label_dropout, none, generator=generator)
+        return latents[i], t, eps, classes
 
     def loss(model: UNet, batch: tuple[Tensor, ...]) -> Tensor:
-        told = bind(model, model.of_class(batch[3])), NoisyBatch(*batch[:3]), schedule
-        return diffusion_loss(*told, settings.predicts, settings.weighting)
+        bound_to = bind(model, model.of_class(batch[3])), NoisyBatch(*batch[:3]), schedule
+        return diffusion_loss(*bound_to, settings.predicts, settings.weighting)
 
     return loss, batch_at
 
@@ -177,12 +188,18 @@ def _begin(settings: PromptSettings) -> nn.Module:
         return UNet(settings.model) if settings.model.classes else text_to_image(settings)
 
 
-def _train(settings: PromptSettings, digits: Digits, vae: Vae) -> tuple[Trained, dict[str, Any]]:
-    """Train for ``BUDGET`` multiply-adds; the averaged weights, and what was spent."""
-    network = _begin(settings)
-    loss, batch_at = telling_job(settings, digits, vae)
+def trained_within(
+    budget: int, settings: PromptSettings, job: tuple[Callable, Callable], vae: Vae
+) -> tuple[Trained, dict[str, Any]]:
+    """Train for so many multiply-adds; the averaged weights, and what was spent.
+
+    Args:
+        job: the loss and the batches, see ``told``.
+        vae: what the latents are decoded with.
+    """
+    network, (loss, batch_at) = _begin(settings), job
     a_step = multiply_adds(lambda: loss(network, batch_at(0, 0)).backward())
-    steps = BUDGET // a_step
+    steps = budget // a_step
     *_, last = fit(network, loss, batch_at, replace(settings.train, steps=steps))
     return Trained(last.ema, settings, {}, vae), {
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -205,7 +222,12 @@ def _unseen_loss(trained: Trained, digits: Digits) -> float:
 # ---- judging -------------------------------------------------------------------------------
 
 
-def draw_told(trained: Trained, captions: Sequence[Caption], seed: int) -> Tensor:
+def draw_told(
+    trained: Trained,
+    captions: Sequence[Caption],
+    seed: int,
+    label_of: Callable[[Scene], int] = label_of,
+) -> Tensor:
     """A picture (N, 3, 32, 32) for each caption, guided; a class is all that some networks hear."""
     images = []
     for part in torch.arange(len(captions)).split(100):
@@ -266,7 +288,8 @@ def telling_run(settings: PromptSettings, seed: int) -> dict[str, Any]:
     """
     settings = replace(settings, train=replace(settings.train, seed=seed))
     shipped, digits = recipes.find("rgb_vae"), mnist(source="small")
-    trained, spent = _train(settings, digits, shipped.model)
+    job = telling_job(settings, digits, shipped.model)
+    trained, spent = trained_within(BUDGET, settings, job, shipped.model)
     pool, shown = measured(digits), [Caption(text, parse(text)) for text in SHOWN]
     judged = {
         prompts: {kind: _judged(trained, pool, kind, prompts == "everything") for kind in kinds}

@@ -30,13 +30,14 @@ LAYERS = {
     "yardsticks": 11, "pace": 11, "vae_trials": 11, "latent_trials": 11, "guidance_trials": 11,
     "latent_tuning": 11, "edit_trials": 11, "watch": 11, "drawing": 11,
     "text_trials": 12, "aux_losses": 12, "judging": 12,
-    "ablations": 13, "cli": 13,
-    "__main__": 14,
+    "binding_trials": 13,
+    "ablations": 14, "cli": 14,
+    "__main__": 15,
 }
 # fmt: on
 
 LINES = 280
-LONGER = {"recipes": 300, "ablations": 310, "data": 345, "cli": 430}
+LONGER = {"recipes": 300, "ablations": 315, "text_trials": 305, "data": 345, "cli": 430}
 
 # What a bare machine with a GPU has; all else is imported where it is used.
 TRAINING = {"torch", "numpy", "safetensors", "tqdm"}
