@@ -47,7 +47,9 @@ def some_digits():
 def test_pairs_of_inks_are_seen_or_held_out_and_each_mirror_is_seen():
     assert {*KINDS["seen"], *KINDS["held out"]} == {*permutations(COLOURS, 2)}
     assert len(KINDS["seen"]) == 48
-    assert len(HELD_OUT) == len({zero for zero, _ in HELD_OUT} | {one for _, one in HELD_OUT}) == 8
+    for end in range(2):  # each ink once at the zero, once at the one
+        assert {inks[end] for inks in HELD_OUT} == {*COLOURS}
+    assert len(HELD_OUT) == 8
     assert {pair[::-1] for pair in HELD_OUT} <= {*KINDS["seen"]}
 
 
@@ -105,8 +107,9 @@ def test_shown_prompts_are_read_as_meant():
     assert inks(named[4]) == inks(named[5]) == inks(named[3])[::-1]
 
 
+@pytest.mark.usefixtures("made")
 @pytest.mark.parametrize("way", WAYS)
-def test_run_keeps_its_budget_and_measures(made, monkeypatch, way):
+def test_run_keeps_its_budget_and_measures(monkeypatch, way):
     monkeypatch.setattr(binding_trials, "mnist", lambda source: world()[0])
     monkeypatch.setattr(binding_trials, "BUDGET", 150_000_000)
     settings = quick(way)

@@ -499,6 +499,19 @@ TELLING = [
            "[g.ink for g in named.glyphs] == [g.ink for g in seen.glyphs]",
            "test_each_digit_has_its_ink"),
 ]
+BINDING = [
+    Mutant("binding_trials", "% 8]) for i", "% 7]) for i",
+           "test_pairs_of_inks_are_seen_or_held_out_and_each_mirror_is_seen"),
+    Mutant("binding_trials", "8 * ink[0] + ink[1]", "8 * ink[0]",
+           "test_each_pair_of_inks_has_its_class"),
+    Mutant("binding_trials", "_named(_SEEN[i % len(_SEEN)]", "_named(HELD_OUT[i % 8]",
+           "test_training_scenes_show_what_is_seen_and_nothing_that_is_held_out"),
+    Mutant("binding_trials", "glyphs if order < 0.5 else glyphs[::-1]", "glyphs",
+           "test_prompts_name_everything", ("seen",)),
+    Mutant("binding_trials", "pool.starts[labels]", "pool.starts[labels.flip(1)]",
+           "test_training_scenes_show_what_is_seen_and_nothing_that_is_held_out"),
+    Mutant("binding_trials", "(chosen * pool.counts[labels]).long()", "0", "test_scenes_differ"),
+]
 AUX_LOSSES = [
     Mutant("aux_losses", "-torch.pdist", "torch.pdist",
            "test_diversity_is_minus_the_mean_distance"),
@@ -516,7 +529,8 @@ AUX_LOSSES = [
 # fmt: on
 MUTANTS = CAPTIONS + READERS + SCENES + METRICS + SAMPLERS + SCHEDULES + GUIDANCE + VAE
 MUTANTS += ATTENTION + LAYERS + UNET + TEXT + TEXT_TO_IMAGE + EDITING + LOSSES + FOLDERS + PNGS
-MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + TELLING + AUX_LOSSES
+MUTANTS += OBEDIENCE + VAE_JOBS + PROMPT_JOBS + TRAINED + TELLING + BINDING
+MUTANTS += AUX_LOSSES
 
 
 def with_text_changed(mutant):
