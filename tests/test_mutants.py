@@ -500,8 +500,6 @@ TELLING = [
            "test_each_digit_has_its_ink"),
 ]
 BINDING = [
-    Mutant("binding_trials", "% 8]) for i", "% 7]) for i",
-           "test_pairs_of_inks_are_seen_or_held_out_and_each_mirror_is_seen"),
     Mutant("binding_trials", "8 * ink[0] + ink[1]", "8 * ink[0]",
            "test_each_pair_of_inks_has_its_class"),
     Mutant("binding_trials", "_named(_SEEN[i % len(_SEEN)]", "_named(HELD_OUT[i % 8]",
