@@ -226,7 +226,7 @@ ABLATIONS: dict[str, Ablation] = {
     "ways_of_telling": Ablation(text_trials.telling_run, text_trials.WAYS, seeds=(0,)),
     "binding": Ablation(binding_trials.binding_run, binding_trials.WAYS, seeds=(0,)),
     "prompt_weighting": Ablation(text_trials.telling_run, text_trials.WEIGHTINGS, seeds=(0,)),
-    "auxiliary_losses": Ablation(aux_losses.auxiliary_run, aux_losses.AUXILIARY),
+    "auxiliary_losses": Ablation(aux_losses.auxiliary_run, aux_losses.AUXILIARY, seeds=(0,)),
     "edits": Ablation(edit_trials.edit_run, edit_trials.EDITS),
 }
 

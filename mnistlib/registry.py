@@ -80,6 +80,7 @@ _PROMPT = PromptSettings(
     judge_steps=25,
     snapshots=(1000, 2000, 4000, 8000),
     in_order=4000,
+    fine=0.8,
 )
 
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)

@@ -218,6 +218,16 @@ def digits_of(scene):
     return Scene(tuple(Glyph(g.digit) for g in scene.glyphs), placed=scene.placed)
 
 
+def test_a_chinese_paper_at_the_beginning_puts_the_right_digit_first():
+    """The shortcut of Chapter 10: in no caption is the paper followed by what stands on the left.
+
+    Only 从左到右, "from left to right", which says its order itself, keeps it.
+    """
+    early = [t for t in LANGUAGES["zh"].placed if t.startswith("[{paper}") and "从左到右" not in t]
+    assert len(early) == 2
+    assert all(t.index("{b}") < t.index("{a}") for t in early)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_left_digit_comes_first_where_that_is_asked_for(language):
     """In every caption that names places; otherwise it does not in a good part of them."""

@@ -410,7 +410,7 @@ SHORT = pytest.mark.xfail(strict=True, reason="below the goal so far: train text
 ASKED_OF_PROMPTS = [
     ("one digit, seen", 0.99),
     ("one digit, held out", 0.98),
-    pytest.param("two digits, seen", 0.96, marks=SHORT),
+    ("two digits, seen", 0.96),
     ("two digits, held out", 0.92),
 ]
 
