@@ -47,7 +47,8 @@ _SEEN = tuple(inks for inks in permutations(COLOURS, 2) if inks not in HELD_OUT)
 KINDS = {"seen": _SEEN, "held out": HELD_OUT}
 
 WAYS: dict[str, PromptSettings] = {
-    name: replace(settings, scenes=6000) for name, settings in text_trials.WAYS.items()
+    name: replace(text_trials.WAYS[name], scenes=6000)
+    for name in ("class label", "one vector", "cross-attention")
 }
 WAYS["class label"] = replace(
     WAYS["class label"], model=replace(WAYS["class label"].model, classes=CLASSES)
