@@ -3,7 +3,6 @@
 Nobody takes these two digits for each other, and their inks are never the same. So a network has
 little to learn but the inks, and which of them belongs to which digit. Eight of the 56 pairs of
 inks are held out; with their digits exchanged they are seen in training.
-Legend: B scenes of a batch, N prompts.
 """
 
 import base64
@@ -18,11 +17,9 @@ from mnistlib.captions import Caption, parse, say
 from mnistlib.configs import PromptSettings
 from mnistlib.data import generator_for, mnist
 from mnistlib.grammar import COLOURS, Glyph, Scene
-from mnistlib.obedience import obedience
 from mnistlib.plots import png, sheet
-from mnistlib.readers import PALETTE, agreement, read
+from mnistlib.readers import PALETTE
 from mnistlib.scenes import Painted, Pool, measured, paint, side_by_side
-from mnistlib.trained import Trained
 
 __all__ = [
     "BUDGET",
@@ -105,18 +102,6 @@ def asked_of(kind: str, count: int, seed: int) -> list[Caption]:
     ]
 
 
-def _judged(trained: Trained, kind: str) -> dict[str, dict[str, float]]:
-    """``obedience`` of fresh samples, with ``bound``."""
-    captions = asked_of(kind, trained.settings.judged, 4)
-    eye = recipes.find("digit_features").model
-    seen = read(text_trials.draw_told(trained, captions, 4, inks_of), eye, 2)
-    named = [caption.named for caption in captions]
-    pairs = [*zip(named, seen, strict=True)]
-    return obedience(
-        [agreement(a, b) | {"bound": text_trials.bound(a, b)} for a, b in pairs], named
-    )
-
-
 def binding_run(settings: PromptSettings, seed: int) -> dict[str, Any]:
     """Train one network; measure whose ink is whose, for both of ``KINDS``, and draw ``SHOWN``."""
     settings = replace(settings, train=replace(settings.train, seed=seed))
@@ -127,11 +112,11 @@ def binding_run(settings: PromptSettings, seed: int) -> dict[str, Any]:
     trained, spent = text_trials.trained_within(BUDGET, settings, job, shipped.model)
     shown = [Caption(text, parse(text)) for text in SHOWN]
     drawn = text_trials.draw_told(trained, shown, 99, inks_of)
-    return (
-        spent
-        | {kind: _judged(trained, kind) for kind in KINDS}
-        | {
-            "vae": shipped.record["sha256"],
-            "sheet": base64.b64encode(png(sheet(drawn))).decode(),
-        }
-    )
+    row = spent | {
+        kind: text_trials.judged(trained, asked_of(kind, settings.judged, 4), inks_of)
+        for kind in KINDS
+    }
+    return row | {
+        "vae": shipped.record["sha256"],
+        "sheet": base64.b64encode(png(sheet(drawn))).decode(),
+    }

@@ -7,13 +7,23 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from mnistlib.captions import Caption
-from mnistlib.grammar import Scene
+from mnistlib.captions import Caption, say
+from mnistlib.data import generator_for
+from mnistlib.grammar import Glyph, Scene
 from mnistlib.metrics import prompt_accuracy
 from mnistlib.readers import agreement, read
 from mnistlib.scenes import Pool, draw_captions, draw_scenes
 
-__all__ = ["ASKED", "KINDS", "SEEN", "agreements", "draw_prompts", "obedience"]
+__all__ = [
+    "ASKED",
+    "KINDS",
+    "SEEN",
+    "agreements",
+    "bound",
+    "draw_prompts",
+    "named_in",
+    "obedience",
+]
 
 SEEN = ("one digit, seen", "two digits, seen")
 KINDS = {
@@ -47,6 +57,22 @@ def _names_combination(named: Scene) -> bool:
     return named.placed and None not in [glyph.digit for glyph in named.glyphs]
 
 
+def named_in(pool: Pool, kind: str, count: int, seed: int, *, inks: bool = True) -> list[Caption]:
+    """Prompts for scenes of one of ``KINDS`` that name all digits, and no places.
+
+    Args:
+        inks: name each ink and the paper as well.
+    """
+    two, unseen = KINDS[kind]
+    captions = []
+    for i, scene in enumerate(draw_scenes(pool, seed, range(count), two=two, unseen=unseen).scenes):
+        glyphs = tuple(Glyph(glyph.digit, glyph.ink if inks else None) for glyph in scene.glyphs)
+        named = Scene(glyphs, scene.paper if inks else None)
+        text = say(named, generator=generator_for(seed, i, 1), language="en")
+        captions.append(Caption(text, named))
+    return captions
+
+
 def agreements(
     images: Tensor, named: Sequence[Scene], classifier: Callable[[Tensor], Tensor]
 ) -> list[dict[str, bool | None]]:
@@ -76,3 +102,16 @@ def obedience(
     if of_asked:
         shares["asked"] = of_asked["everything"]
     return {name: {"share": s.right / s.of} | s._asdict() for name, s in shares.items()}
+
+
+def bound(named: Scene, seen: Scene) -> bool | None:
+    """Does each digit have its own ink, wherever it stands?
+
+    None unless two digits in two inks are asked for, and these digits and these inks are there. A
+    network that knows all four and not which belong together is right half of the time.
+    """
+    for part in ("digit", "ink"):
+        wanted, there = ({getattr(g, part) for g in scene.glyphs} for scene in (named, seen))
+        if len(wanted) < 2 or wanted != there:
+            return None
+    return {(g.digit, g.ink) for g in named.glyphs} == {(g.digit, g.ink) for g in seen.glyphs}

@@ -21,15 +21,8 @@ from mnistlib.vae import Vae
 
 __all__ = ["SHOWN", "answers"]
 
-SCALES = (
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    5.0,
-    6.0,
-)  # the guidance scales of which the judge takes the best
+# The guidance scales of which the judge takes the best.
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 SHOWN = (
     "a red seven",
@@ -64,10 +57,8 @@ def prompt_job(settings: PromptSettings, digits: Digits, vae: Vae):
     """
     latents, scenes = encoded(settings, measured(digits), vae)
     tokenize = Tokenizer(vocabulary_of(grammar.texts()), settings.max_length)
-
-    return reading(
-        settings, latents, tokenize, captions_of(scenes, settings.in_order, fine=settings.fine)
-    )
+    captions_at = captions_of(scenes, settings.in_order, fine=settings.fine)
+    return reading(settings, latents, tokenize, captions_at)
 
 
 def captions_of(scenes: Sequence[Scene], in_order: int = 0, **how: Any):

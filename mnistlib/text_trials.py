@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from mnistlib import recipes
-from mnistlib.captions import Caption, parse, say
+from mnistlib.captions import Caption, parse
 from mnistlib.configs import PromptSettings
 from mnistlib.data import Digits, batch_indices, generator_for, mnist
-from mnistlib.grammar import Glyph, Scene, texts
+from mnistlib.grammar import Scene, texts
 from mnistlib.guidance import bind
 from mnistlib.latent_trials import multiply_adds
 from mnistlib.losses import reading
-from mnistlib.obedience import KINDS, SEEN, obedience
+from mnistlib.obedience import KINDS, SEEN, bound, named_in, obedience
 from mnistlib.objective import NoisyBatch, diffusion_loss, drop_labels
 from mnistlib.plots import png, sheet
 from mnistlib.prompt_jobs import captions_of, encoded, text_to_image
 from mnistlib.readers import agreement, read
-from mnistlib.scenes import Pool, draw_scenes, measured
+from mnistlib.scenes import measured
 from mnistlib.schedules import make_schedule
 from mnistlib.text import Tokenizer, vocabulary_of
 from mnistlib.train import TrainConfig, fit
@@ -44,10 +44,9 @@ __all__ = [
     "SHOWN",
     "WAYS",
     "WEIGHTINGS",
-    "bound",
     "draw_told",
+    "judged",
     "label_of",
-    "named_in",
     "telling_run",
     "told",
     "trained_within",
@@ -177,8 +176,10 @@ def _naming(settings: PromptSettings, latents: Tensor, labels: Tensor):
         return latents[i], t, eps, classes
 
     def loss(model: UNet, batch: tuple[Tensor, ...]) -> Tensor:
-        bound_to = bind(model, model.of_class(batch[3])), NoisyBatch(*batch[:3]), schedule
-        return diffusion_loss(*bound_to, settings.predicts, settings.weighting)
+        predict = bind(model, model.of_class(batch[3]))
+        return diffusion_loss(
+            predict, NoisyBatch(*batch[:3]), schedule, settings.predicts, settings.weighting
+        )
 
     return loss, batch_at
 
@@ -246,41 +247,13 @@ def draw_told(
     return torch.cat(images)
 
 
-def named_in(pool: Pool, kind: str, count: int, seed: int, *, inks: bool = True) -> list[Caption]:
-    """Prompts for scenes of one of ``obedience.KINDS`` that name all digits, and no places.
-
-    Args:
-        inks: name each ink and the paper as well.
-    """
-    two, unseen = KINDS[kind]
-    captions = []
-    for i, scene in enumerate(draw_scenes(pool, seed, range(count), two=two, unseen=unseen).scenes):
-        glyphs = tuple(Glyph(glyph.digit, glyph.ink if inks else None) for glyph in scene.glyphs)
-        named = Scene(glyphs, scene.paper if inks else None)
-        text = say(named, generator=generator_for(seed, i, 1), language="en")
-        captions.append(Caption(text, named))
-    return captions
-
-
-def bound(named: Scene, seen: Scene) -> bool | None:
-    """Does each digit have its own ink, wherever it stands?
-
-    None unless two digits in two inks are asked for, and these digits and these inks are there. A
-    network that knows all four and not which belong together is right half of the time.
-    """
-    for part in ("digit", "ink"):
-        wanted, there = ({getattr(g, part) for g in scene.glyphs} for scene in (named, seen))
-        if len(wanted) < 2 or wanted != there:
-            return None
-    return {(g.digit, g.ink) for g in named.glyphs} == {(g.digit, g.ink) for g in seen.glyphs}
-
-
-def _judged(trained: Trained, pool: Pool, kind: str, inks: bool) -> dict[str, dict[str, float]]:
+def judged(
+    trained: Trained, captions: Sequence[Caption], label_of: Callable[[Scene], int] = label_of
+) -> dict[str, dict[str, float]]:
     """``obedience`` of fresh samples, ``bound`` added, where it says something."""
-    captions = named_in(pool, kind, trained.settings.judged, 4, inks=inks)
     named = [caption.named for caption in captions]
     eye = recipes.find("digit_features").model
-    seen = read(draw_told(trained, captions, 4), eye, len(named[0].glyphs))
+    seen = read(draw_told(trained, captions, 4, label_of), eye, len(named[0].glyphs))
     pairs = [*zip(named, seen, strict=True)]
     return obedience([agreement(a, b) | {"bound": bound(a, b)} for a, b in pairs], named)
 
@@ -294,13 +267,11 @@ def telling_run(settings: PromptSettings, seed: int) -> dict[str, Any]:
     settings = replace(settings, train=replace(settings.train, seed=seed))
     shipped, digits = recipes.find("rgb_vae"), mnist(source="small")
     job = telling_job(settings, digits, shipped.model)
-    trained, spent = trained_within(BUDGET, settings, job, shipped.model)
+    trained, row = trained_within(BUDGET, settings, job, shipped.model)
     pool, shown = measured(digits), [Caption(text, parse(text)) for text in SHOWN]
-    judged = {
-        prompts: {kind: _judged(trained, pool, kind, prompts == "everything") for kind in kinds}
-        for prompts, kinds in JUDGED.items()
-    }
-    row = spent | judged
+    for prompts, kinds in JUDGED.items():
+        how = {"count": settings.judged, "seed": 4, "inks": prompts == "everything"}
+        row[prompts] = {k: judged(trained, named_in(pool, k, **how)) for k in kinds}
     return row | {
         "vae": shipped.record["sha256"],
         "loss": _unseen_loss(trained, digits),

@@ -132,14 +132,19 @@ def test_samples_that_are_right_count_and_those_with_exchanged_inks_do_not(monke
     monkeypatch.setattr(recipes, "find", {"digit_features": eye}.__getitem__)
     painted = paired(some_digits(), 4, 48)
     trained = recipes.Trained(None, quick("both", judged=48), {})
-    monkeypatch.setattr(text_trials, "draw_told", lambda *_: painted.images)
-    right = binding_trials._judged(trained, "seen")
+
+    def draw(_, captions, seed, label_of):
+        assert label_of is inks_of, "a class of pairs of inks, where a class is all that is told"
+        return painted.images
+
+    monkeypatch.setattr(text_trials, "draw_told", draw)
+    right = text_trials.judged(trained, asked_of("seen", 48, 4), inks_of)
     assert right["bound"]["share"] == right["paper"]["share"] == 1
     assert right["bound"]["of"] >= 45
     assert right["asked"]["share"] > 0.9
     turned = tuple(pair[::-1] for pair in KINDS["seen"])
     monkeypatch.setitem(KINDS, "seen", turned)
-    assert binding_trials._judged(trained, "seen")["bound"]["share"] == 0
+    assert text_trials.judged(trained, asked_of("seen", 48, 4), inks_of)["bound"]["share"] == 0
 
 
 def test_all_ways_are_those_of_telling_but_for_the_classes():
@@ -150,7 +155,6 @@ def test_all_ways_are_those_of_telling_but_for_the_classes():
         assert settings == replace(theirs, scenes=6000, model=model)
 
 
-@pytest.mark.skipif(not RECORD.is_file(), reason="not made yet")
 def test_record_was_made_with_the_shipped_autoencoder():
     rows = json.loads(RECORD.read_text())["rows"]
     shipped = recipes.find("rgb_vae").record["sha256"]

@@ -37,7 +37,7 @@ LAYERS = {
 # fmt: on
 
 LINES = 280
-LONGER = {"recipes": 300, "ablations": 315, "text_trials": 310, "data": 345, "cli": 430}
+LONGER = {"recipes": 300, "ablations": 310, "data": 345, "cli": 430}
 
 # What a bare machine with a GPU has; all else is imported where it is used.
 TRAINING = {"torch", "numpy", "safetensors", "tqdm"}

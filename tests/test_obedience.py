@@ -1,5 +1,7 @@
 """Obedience: prompts of each kind, readings in their order, and shares against a count by hand."""
 
+from itertools import product
+
 import pytest
 import tiny
 from scipy.stats import binomtest
@@ -7,7 +9,7 @@ from scipy.stats import binomtest
 from mnistlib import recipes
 from mnistlib.captions import parse
 from mnistlib.grammar import Glyph, Scene
-from mnistlib.obedience import KINDS, agreements, draw_prompts, obedience
+from mnistlib.obedience import KINDS, agreements, bound, draw_prompts, named_in, obedience
 from mnistlib.readers import agreement, read
 from mnistlib.scenes import HELD_OUT_INKS, HELD_OUT_PAIRS, draw_captions, draw_scenes
 
@@ -47,6 +49,24 @@ def test_prompts_are_a_function_of_the_seed(pool):
     many = draw_prompts(pool, "two digits, held out", 40, 4)
     assert draw_prompts(pool, "two digits, held out", 10, 4) == many[:10]
     assert not {*draw_prompts(pool, "two digits, held out", 10, 5)} & {*many}
+
+
+@pytest.mark.parametrize("inks", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_name_what_they_say(pool, kind, inks):
+    two, unseen = KINDS[kind]
+    scenes = draw_scenes(pool, 5, range(30), two=two, unseen=unseen).scenes
+    for (text, named), scene in zip(named_in(pool, kind, 30, 5, inks=inks), scenes, strict=True):
+        assert parse(text) == named
+        assert text.isascii()
+        assert [g.digit for g in named.glyphs] == [g.digit for g in scene.glyphs]
+        assert not named.placed
+        assert [g.ink for g in named.glyphs] == [g.ink if inks else None for g in scene.glyphs]
+        assert named.paper == (scene.paper if inks else None)
+        assert all(g.stroke is g.slant is None for g in named.glyphs)
+        pair = tuple(g.digit for g in named.glyphs)
+        held_out = pair in HELD_OUT_PAIRS if two else (*pair, scene.glyphs[0].ink) in HELD_OUT_INKS
+        assert held_out == unseen
 
 
 # ---- readings ------------------------------------------------------------------------------
@@ -120,3 +140,27 @@ def test_nothing_is_asked_for_where_nothing_is_named():
     shares = obedience([NOTHING, NOTHING | {"stroke": True}], [Scene(), COUNTED[4][0]])
     assert shares.keys() == {"stroke", "everything"}
     assert obedience([], []) == {}
+
+
+def test_each_digit_has_its_ink():
+    """Counted by hand; and where it says something, `agreement` says the same of the inks."""
+
+    def pair(*glyphs):
+        return Scene(tuple(Glyph(*each) for each in glyphs), None, True)
+
+    asked = pair((4, "red"), (2, "blue"))
+    assert bound(asked, asked) is True
+    assert bound(asked, pair((2, "blue"), (4, "red"))) is True
+    assert bound(asked, pair((4, "blue"), (2, "red"))) is False
+    assert bound(asked, pair((2, "red"), (4, "blue"))) is False
+    equal = pair((4, "red"), (4, "blue")), pair((4, "red"), (2, "red"))
+    for one in (Scene((Glyph(4, "red"),)), pair((4, None), (2, None)), *equal):
+        assert bound(one, one) is None
+    glyphs = [*product(range(3), ("red", "blue", "green"))]
+    pairs = [pair(a, b) for a in glyphs for b in glyphs]
+    found = []
+    for named, seen in product(pairs, pairs):
+        found.append(bound(named, seen))
+        assert found[-1] in (None, agreement(named, seen)["ink"])
+    # 6 pairs of digits and 6 of inks can be asked for; of the four that show them two are right
+    assert found.count(True) == found.count(False) == 6 * 6 * 2

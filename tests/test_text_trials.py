@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 
 import pytest
 import tiny
@@ -16,9 +16,9 @@ from mnistlib.captions import Caption, parse
 from mnistlib.data import Digits, mnist
 from mnistlib.grammar import COLOURS, Glyph, Scene
 from mnistlib.latent_trials import multiply_adds
-from mnistlib.obedience import KINDS
+from mnistlib.obedience import KINDS, bound, named_in
 from mnistlib.prompt_jobs import encoded
-from mnistlib.readers import agreement, halves
+from mnistlib.readers import halves
 from mnistlib.scenes import HELD_OUT_INKS, HELD_OUT_PAIRS, draw_scenes, measured
 from mnistlib.text import split, vocabulary_of
 from mnistlib.text_trials import (
@@ -27,10 +27,8 @@ from mnistlib.text_trials import (
     SHOWN,
     WAYS,
     WEIGHTINGS,
-    bound,
     draw_told,
     label_of,
-    named_in,
     telling_job,
     telling_run,
 )
@@ -196,49 +194,6 @@ def test_the_loss_is_that_of_v(way):
 # ---- prompts -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inks", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-def test_prompts_name_what_they_say(kind, inks):
-    pool = measured(world()[0])
-    two, unseen = KINDS[kind]
-    scenes = draw_scenes(pool, 5, range(30), two=two, unseen=unseen).scenes
-    for (text, named), scene in zip(named_in(pool, kind, 30, 5, inks=inks), scenes, strict=True):
-        assert parse(text) == named
-        assert text.isascii()
-        assert [g.digit for g in named.glyphs] == [g.digit for g in scene.glyphs]
-        assert not named.placed
-        assert [g.ink for g in named.glyphs] == [g.ink if inks else None for g in scene.glyphs]
-        assert named.paper == (scene.paper if inks else None)
-        assert all(g.stroke is g.slant is None for g in named.glyphs)
-        pair = tuple(g.digit for g in named.glyphs)
-        held_out = pair in HELD_OUT_PAIRS if two else (*pair, scene.glyphs[0].ink) in HELD_OUT_INKS
-        assert held_out == unseen
-
-
-def test_each_digit_has_its_ink():
-    """Counted by hand; and where it says something, `agreement` says the same of the inks."""
-
-    def pair(*glyphs):
-        return Scene(tuple(Glyph(*each) for each in glyphs), None, True)
-
-    asked = pair((4, "red"), (2, "blue"))
-    assert bound(asked, asked) is True
-    assert bound(asked, pair((2, "blue"), (4, "red"))) is True
-    assert bound(asked, pair((4, "blue"), (2, "red"))) is False
-    assert bound(asked, pair((2, "red"), (4, "blue"))) is False
-    equal = pair((4, "red"), (4, "blue")), pair((4, "red"), (2, "red"))
-    for one in (Scene((Glyph(4, "red"),)), pair((4, None), (2, None)), *equal):
-        assert bound(one, one) is None
-    glyphs = [*product(range(3), ("red", "blue", "green"))]
-    pairs = [pair(a, b) for a in glyphs for b in glyphs]
-    found = []
-    for named, seen in product(pairs, pairs):
-        found.append(bound(named, seen))
-        assert found[-1] in (None, agreement(named, seen)["ink"])
-    # 6 pairs of digits and 6 of inks can be asked for; of the four that show them two are right
-    assert found.count(True) == found.count(False) == 6 * 6 * 2
-
-
 def test_pairs_without_places_were_seen():
     """All but zero and five: why nothing that was held out is asked of two digits."""
     mirrored = {(right, left) for left, right in HELD_OUT_PAIRS}
@@ -343,12 +298,11 @@ def test_samples_that_are_right_count(made, monkeypatch):
     turned = torch.cat(halves(painted.images)[::-1], dim=3)
     for images in (painted.images, turned):  # wherever they stand
         monkeypatch.setattr(text_trials, "draw_told", lambda *_, images=images: images)
-        found = text_trials._judged(trained, some, kind, True)
+        found = text_trials.judged(trained, named_in(some, kind, 60, 4))
         assert found["asked"]["share"] > 0.9
         assert found["bound"]["share"] == found["paper"]["share"] == 1
         assert 0.9 * differ < found["bound"]["of"] <= differ
-    monkeypatch.setattr(text_trials, "named_in", exchanged)
-    wrong = text_trials._judged(trained, some, kind, True)
+    wrong = text_trials.judged(trained, exchanged(some, kind, 60, 4))
     assert wrong["bound"]["share"] == 0
     assert wrong["bound"]["of"] == found["bound"]["of"]
     assert wrong["ink"]["right"] <= 60 - wrong["bound"]["of"]
@@ -398,7 +352,7 @@ def test_weightings_share_a_run_with_the_ways():
     assert measures == {telling_run}
 
 
-@pytest.mark.parametrize("path", [p for p in RECORDS if p.is_file()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
 def test_records_were_made_with_the_shipped_autoencoder(path):
     rows = json.loads(path.read_text())["rows"]
     shipped = recipes.find("rgb_vae").record["sha256"]
