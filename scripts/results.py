@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mnistlib.ablations import read_record
+from mnistlib.captions import FINE
 from mnistlib.data import write_atomically
 from mnistlib.obedience import KINDS
 from mnistlib.pace import final_table
@@ -121,11 +122,16 @@ def prompt_row(name):
     trained = train_or_load(name, "read")
     m = trained.record["metrics"]
     shares = "; ".join(f"{kind}: **{m[kind]['asked']['share']:.2%}**" for kind in KINDS)
+    seen, unseen = (m[kind] for kind in KINDS if kind.startswith("one"))
+    fine = "; ".join(
+        f"{part} **{seen[part]['share']:.1%}** and **{unseen[part]['share']:.1%}**" for part in FINE
+    )
     return (
         f"`{name}`: draws what a sentence says; {millions(trained)} million weights",
         training(trained),
         f"digits, inks, and paper or places all as {trained.settings.judged:,} random prompts "
-        f"of a kind ask ({m['sampler']}, scale {m['scale']:g}): {shares}",
+        f"of a kind ask ({m['sampler']}, scale {m['scale']:g}): {shares}. Of one digit, where "
+        f"named, seen and held out: {fine}",
     )
 
 
