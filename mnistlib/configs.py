@@ -211,6 +211,7 @@ class PromptSettings(ReaderSettings):
             the digits and the word between them, and neither alone says anything; 16,000 steps
             that meet both at once do not find out. Bengio et al. 2009 call this a curriculum.
         fine: as in ``describe``, for training; the judge's prompts keep to ``captions.SHARE``.
+        as_decoded: captions name strokes and slants as the decoder shows them, not as painted.
         judged: how many samples of each kind the finished model is judged with.
     """
 
@@ -219,6 +220,7 @@ class PromptSettings(ReaderSettings):
     two: float = 0.5
     in_order: int = added(0)
     fine: float = added(0.5)
+    as_decoded: bool = added(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

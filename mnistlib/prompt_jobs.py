@@ -13,6 +13,7 @@ from mnistlib.grammar import Scene
 from mnistlib.jobs import Find
 from mnistlib.losses import reading
 from mnistlib.obedience import KINDS, SEEN, agreements, draw_prompts, obedience
+from mnistlib.readers import remeasured
 from mnistlib.scenes import Pool, draw_captions, draw_scenes, measured
 from mnistlib.text import TextConfig, Tokenizer, vocabulary_of
 from mnistlib.text_to_image import TextToImage, TextToImageConfig
@@ -86,6 +87,8 @@ def encoded(settings: PromptSettings, pool: Pool, vae: Vae) -> tuple[Tensor, lis
         painted = draw_scenes(pool, settings.train.seed, part.tolist(), two=settings.two)
         latents.append(latent.encode(vae, painted.images))
         scenes += painted.scenes
+        if settings.as_decoded:
+            scenes[-len(part) :] = remeasured(latent.decode(vae, latents[-1]), painted.scenes)
     return torch.cat(latents), scenes
 
 

@@ -5,7 +5,7 @@ Legend: B images, K digits in each (1 or 2). A coverage says how much of a pixel
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ __all__ = [
     "enlarged",
     "halves",
     "read",
+    "remeasured",
     "shear",
     "slant_class",
     "stroke_class",
@@ -161,12 +162,17 @@ def read(images: Tensor, classifier: Callable[[Tensor], Tensor], digits: int = 1
 
 def _scenes(images: Tensor, classifier: Callable, digits: int) -> list[Scene]:
     papers = _paper(images)
-    parts = [images] if digits == 1 else halves(images)
+    parts = _parts(images, digits)
     glyphs = zip(*(_glyphs(part, papers, classifier) for part in parts), strict=True)
     return [
         Scene(each, COLOURS[paper], digits == 2)
         for each, paper in zip(glyphs, papers.tolist(), strict=True)
     ]
+
+
+def _parts(images: Tensor, digits: int) -> list[Tensor]:
+    """Where each digit stands."""
+    return [images] if digits == 1 else halves(images)
 
 
 def _paper(images: Tensor) -> Tensor:
@@ -178,9 +184,7 @@ def _paper(images: Tensor) -> Tensor:
 def _glyphs(part: Tensor, papers: Tensor, classifier: Callable) -> list[Glyph]:
     """What each image, or half of one (B, 3, 32, W), shows on a paper that is known (B,)."""
     inks = _ink(part, papers)
-    coverage = _coverage(part, PALETTE[papers], PALETTE[inks])
-    if part.shape[3] < 32:
-        coverage = enlarged(coverage)
+    coverage = _coverage(part, papers, inks)
     digits = classifier(2 * coverage - 1).argmax(1)
     strokes, slants = stroke_class(coverage, margin=0), slant_class(coverage, digits, margin=0)
     return [
@@ -198,11 +202,50 @@ def _ink(part: Tensor, papers: Tensor) -> Tensor:
     return distance.scatter(1, papers[:, None], torch.inf).argmin(1)
 
 
-def _coverage(part: Tensor, paper: Tensor, ink: Tensor) -> Tensor:
-    """How far each pixel lies on the way from paper to ink, both (B, 3): (B, 1, H, W)."""
-    way = (ink - paper)[:, :, None, None]
-    along = ((part - paper[:, :, None, None]) * way).sum(1, keepdim=True)
-    return (along / way.square().sum(1, keepdim=True)).clamp(0, 1)
+def _coverage(part: Tensor, papers: Tensor, inks: Tensor) -> Tensor:
+    """How far each pixel lies on the way from paper to ink, both (B,): (B, 1, 32, 32).
+
+    A small digit is enlarged.
+    """
+    paper = PALETTE[papers][:, :, None, None]
+    way = PALETTE[inks][:, :, None, None] - paper
+    along = ((part - paper) * way).sum(1, keepdim=True)
+    coverage = (along / way.square().sum(1, keepdim=True)).clamp(0, 1)
+    return enlarged(coverage) if part.shape[3] < 32 else coverage
+
+
+@torch.no_grad()
+def remeasured(images: Tensor, scenes: Sequence[Scene]) -> list[Scene]:
+    """The scenes with strokes and slants as pictures of them (N, 3, 32, 32) show them.
+
+    None near a border, as in ``stroke_class``. An autoencoder draws strokes wider than they were
+    painted, and a caption should name what will be seen. All else is taken from the scenes, in
+    which it must be known.
+    """
+    result = list(scenes)
+    for digits in {len(scene.glyphs) for scene in scenes}:
+        which = [i for i, scene in enumerate(scenes) if len(scene.glyphs) == digits]
+        parts = _parts(images[which], digits)
+        papers = torch.tensor([COLOURS.index(scenes[i].paper) for i in which])
+        glyphs = zip(*(scenes[i].glyphs for i in which), strict=True)
+        seen = [_remeasured(*each, papers) for each in zip(parts, glyphs, strict=True)]
+        for i, *new in zip(which, *seen, strict=True):
+            result[i] = replace(scenes[i], glyphs=tuple(new))
+    return result
+
+
+def _remeasured(part: Tensor, glyphs: Sequence[Glyph], papers: Tensor) -> list[Glyph]:
+    coverage = _coverage(part, papers, torch.tensor([COLOURS.index(g.ink) for g in glyphs]))
+    strokes = stroke_class(coverage)
+    slants = slant_class(coverage, torch.tensor([glyph.digit for glyph in glyphs]))
+    return [
+        replace(
+            glyph,
+            stroke=None if stroke < 0 else STROKES[stroke],
+            slant=None if slant < 0 else SLANTS[slant],
+        )
+        for glyph, stroke, slant in zip(glyphs, strokes.tolist(), slants.tolist(), strict=True)
+    ]
 
 
 # ---- what was asked for, and what is there -------------------------------------------------

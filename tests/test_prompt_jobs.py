@@ -1,5 +1,7 @@
 """The training on captions: what it is shown and told, its judge, its file and its resumption."""
 
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -136,6 +138,30 @@ def test_scenes_are_those_of_their_numbers_and_hold_nothing_back_for_the_test():
     assert 0.65 < len(double) / 1020 < 0.75
     assert not {tuple(g.digit for g in s.glyphs) for s in double} & {*HELD_OUT_PAIRS}
     assert not {(g.digit, g.ink) for s in scenes for g in s.glyphs} & {*HELD_OUT_INKS}
+
+
+class Blunt(tiny.Clear):
+    """Stand for an autoencoder that gives each pixel the most of its neighbourhood's ink."""
+
+    def decode(self, z):
+        """Return the picture with wider white strokes."""
+        return F.max_pool2d(z, 3, stride=1, padding=1)
+
+
+def test_captions_can_name_what_the_decoder_shows():
+    """White digits on black, wider by two pixels: none is thin any more, most are thick."""
+    pool, settings = tiny.painting()[0], settings_of(scenes=1020, two=0.0)
+
+    def strokes_of(**changes):
+        latents, scenes = encoded(replace(settings, **changes), pool, Blunt())
+        shown = [s for s in scenes if (s.glyphs[0].ink, s.paper) == ("white", "black")]
+        return latents, Counter(scene.glyphs[0].stroke for scene in shown)
+
+    (z, painted), (same, decoded) = strokes_of(), strokes_of(as_decoded=True)
+    torch.testing.assert_close(z, same)
+    assert painted["thin"] > 0 == decoded["thin"]
+    assert decoded["thick"] > painted["thick"]
+    assert decoded["thick"] == decoded.total()
 
 
 def test_loss_is_the_error_of_what_the_network_was_told():

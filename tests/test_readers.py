@@ -1,9 +1,11 @@
 """Readers: measures of shapes whose answer is known, and real digits, painted and read again."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.nn import functional as F
 
@@ -18,6 +20,7 @@ from mnistlib.readers import (
     enlarged,
     halves,
     read,
+    remeasured,
     shear,
     slant_class,
     stroke_class,
@@ -275,3 +278,39 @@ def test_halves():
     left, right = halves(x)
     assert torch.equal(left, x[..., :16])
     assert torch.equal(right, x[..., 16:])
+
+
+# ---- what a picture of a known scene shows -------------------------------------------------
+
+
+@pytest.mark.parametrize("two", [0.0, 0.5, 1.0])
+def test_a_painted_scene_is_measured_as_before(pool, two):
+    painted = draw_scenes(pool, 5, range(200), two=two)
+    assert remeasured(painted.images, painted.scenes) == painted.scenes
+
+
+def test_a_picture_is_measured_and_not_its_painting():
+    """Bars of known width and lean, in scenes that said something else of them."""
+    bars = {
+        (1.5, 0.1): ("thin", "upright"),
+        (2.7, 0.1): ("medium", "upright"),
+        (2.35, 0.1): (None, "upright"),
+        (4.5, 0.5): ("thick", "right"),
+        (4.5, 0.25): ("thick", None),
+    }
+    coverage = torch.cat([bar(*each) for each in bars])
+    ink, paper = (PALETTE[[i]].expand(5, 3) for i in (2, 6))
+    glyph = Glyph(0, COLOURS[2], "thin", "left")
+    scenes = [Scene((glyph,), COLOURS[6])] * 5
+    found = remeasured(paint(coverage, ink[:, None], paper), scenes)
+    wanted = [replace(glyph, stroke=stroke, slant=slant) for stroke, slant in bars.values()]
+    assert found == [replace(scenes[0], glyphs=(each,)) for each in wanted]
+
+
+def test_each_of_two_is_measured_in_its_half():
+    """What both halves show changes places with them, and what was said before does not matter."""
+    painted = draw_scenes(tiny.painting()[0], 6, range(100), two=1.0)
+    swapped = [replace(s, glyphs=s.glyphs[::-1]) for s in painted.scenes]
+    images = torch.cat(halves(painted.images)[::-1], dim=3)
+    blank = [replace(s, glyphs=tuple(replace(g, stroke=None) for g in s.glyphs)) for s in swapped]
+    assert remeasured(images, blank) == swapped
