@@ -54,8 +54,7 @@ class DiffusionSettings:
         schedule, T: the noise schedule (a key of ``SCHEDULES``) and its number of levels.
         predicts, weighting: what the network answers and how its error counts.
         judged: how many samples the finished model is judged with, at ``judge_steps`` ddim steps.
-        judge_grid, judge_eta: the time grid of these steps, a key of ``GRIDS``, and their fresh
-            noise.
+        judge_grid, judge_eta: their time grid, a key of ``GRIDS``, and their fresh noise.
         snapshots: steps after which the averaged model is kept, besides the last.
         label_dropout: share of the labels that are forgotten, where the model knows classes.
         held_out: as in ``FeatureSettings``.
@@ -207,9 +206,8 @@ class PromptSettings(ReaderSettings):
             captions are new each time.
         two: as in ``SceneVaeSettings``.
         in_order: over so many steps, the share of captions that have to mention the left digit
-            first falls from all to none. Who is left hangs on two things together, the order of
-            the digits and the word between them, and neither alone says anything; 16,000 steps
-            that meet both at once do not find out. Bengio et al. 2009 call this a curriculum.
+            first falls from all to none (a curriculum, Bengio et al. 2009). Who is left hangs on
+            the order and the word between; 16,000 steps that meet both at once do not find out.
         fine: as in ``describe``, for training; the judge's prompts keep to ``captions.SHARE``.
         as_decoded: captions name strokes and slants as the decoder shows them, not as painted.
         judged: how many samples of each kind the finished model is judged with.

@@ -171,7 +171,6 @@ def _scenes(images: Tensor, classifier: Callable, digits: int) -> list[Scene]:
 
 
 def _parts(images: Tensor, digits: int) -> list[Tensor]:
-    """Where each digit stands."""
     return [images] if digits == 1 else halves(images)
 
 
@@ -203,10 +202,7 @@ def _ink(part: Tensor, papers: Tensor) -> Tensor:
 
 
 def _coverage(part: Tensor, papers: Tensor, inks: Tensor) -> Tensor:
-    """How far each pixel lies on the way from paper to ink, both (B,): (B, 1, 32, 32).
-
-    A small digit is enlarged.
-    """
+    """How far pixels are on the way from paper to ink (B,): (B, 1, 32, 32), enlarged if small."""
     paper = PALETTE[papers][:, :, None, None]
     way = PALETTE[inks][:, :, None, None] - paper
     along = ((part - paper) * way).sum(1, keepdim=True)
@@ -236,15 +232,11 @@ def remeasured(images: Tensor, scenes: Sequence[Scene]) -> list[Scene]:
 
 def _remeasured(part: Tensor, glyphs: Sequence[Glyph], papers: Tensor) -> list[Glyph]:
     coverage = _coverage(part, papers, torch.tensor([COLOURS.index(g.ink) for g in glyphs]))
-    strokes = stroke_class(coverage)
-    slants = slant_class(coverage, torch.tensor([glyph.digit for glyph in glyphs]))
+    slants = slant_class(coverage, torch.tensor([g.digit for g in glyphs])).tolist()
+    called = zip(glyphs, stroke_class(coverage).tolist(), slants, strict=True)  # -1: none
     return [
-        replace(
-            glyph,
-            stroke=None if stroke < 0 else STROKES[stroke],
-            slant=None if slant < 0 else SLANTS[slant],
-        )
-        for glyph, stroke, slant in zip(glyphs, strokes.tolist(), slants.tolist(), strict=True)
+        replace(glyph, stroke=(*STROKES, None)[stroke], slant=(*SLANTS, None)[slant])
+        for glyph, stroke, slant in called
     ]
 
 

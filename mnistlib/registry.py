@@ -79,8 +79,10 @@ _PROMPT = PromptSettings(
     judged=2000,
     judge_steps=25,
     snapshots=(1000, 2000, 4000, 8000),
+    judge_grid="quadratic",
     in_order=4000,
-    fine=0.8,
+    fine=0.95,
+    as_decoded=True,
 )
 
 _QUICK = TrainConfig(steps=20, lr=2e-3, warmup=5, ema=0.9, checkpoint_every=10)

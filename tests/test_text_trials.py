@@ -362,10 +362,20 @@ def test_records_were_made_with_the_shipped_autoencoder(path):
 
 def test_lessons_mend_the_places():
     """What the docstring of ``PromptSettings.in_order`` claims, by the record."""
-    before, after = json.loads((ablations.RECORDS / "lessons.json").read_text())["rows"]
+    before, after, _ = json.loads((ablations.RECORDS / "lessons.json").read_text())["rows"]
     assert before["images_seen"] == 16_000 * 128
     for kind in ("two digits, seen", "two digits, held out"):
         found = before["metrics"][kind]["places"]
         assert found["low"] < 0.6  # chance is one half
         assert before["metrics"][kind]["ink"]["share"] > 0.9
         assert after["metrics"][kind]["places"]["low"] > 0.95
+
+
+def test_what_the_decoder_shows_is_the_better_caption():
+    """What the docstring of ``PromptSettings.as_decoded`` claims: the intervals do not meet."""
+    *_, before = json.loads((ablations.RECORDS / "lessons.json").read_text())["rows"]
+    after = recipes.find("text_to_image").record["metrics"]
+    for kind in ("one digit, seen", "one digit, held out"):
+        for attribute in ("stroke", "slant"):
+            old, new = (metrics[kind][attribute] for metrics in (before["metrics"], after))
+            assert new["low"] > old["high"]
