@@ -20,6 +20,7 @@ __all__ = [
     "Glyph",
     "Language",
     "Scene",
+    "glyph_of",
     "texts",
 ]
 
@@ -57,6 +58,11 @@ class Glyph:
 
     def __post_init__(self) -> None:
         _check(self, "digit", "ink", "stroke", "slant")
+
+
+def glyph_of(digit: int, ink: int, stroke: int, slant: int) -> Glyph:
+    """A digit whose attributes are indices; -1 of a stroke or a slant leaves it open."""
+    return Glyph(digit, COLOURS[ink], (*STROKES, None)[stroke], (*SLANTS, None)[slant])
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,10 @@ def encoded(settings: PromptSettings, pool: Pool, vae: Vae) -> tuple[Tensor, lis
     for part in torch.arange(settings.scenes).split(1000):
         painted = draw_scenes(pool, settings.train.seed, part.tolist(), two=settings.two)
         latents.append(latent.encode(vae, painted.images))
-        scenes += painted.scenes
+        shown = painted.scenes
         if settings.as_decoded:
-            scenes[-len(part) :] = remeasured(latent.decode(vae, latents[-1]), painted.scenes)
+            shown = remeasured(latent.decode(vae, latents[-1]), shown)
+        scenes += shown
     return torch.cat(latents), scenes
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnistlib.grammar import COLOURS, SLANTS, STROKES, Glyph, Scene
+from mnistlib.grammar import COLOURS, Glyph, Scene, glyph_of
 from mnistlib.types import InputError
 
 __all__ = [
@@ -186,10 +186,7 @@ def _glyphs(part: Tensor, papers: Tensor, classifier: Callable) -> list[Glyph]:
     coverage = _coverage(part, papers, inks)
     digits = classifier(2 * coverage - 1).argmax(1)
     strokes, slants = stroke_class(coverage, margin=0), slant_class(coverage, digits, margin=0)
-    return [
-        Glyph(digit, COLOURS[ink], STROKES[stroke], SLANTS[slant])
-        for digit, ink, stroke, slant in torch.stack([digits, inks, strokes, slants], 1).tolist()
-    ]
+    return [glyph_of(*each) for each in torch.stack([digits, inks, strokes, slants], 1).tolist()]
 
 
 def _ink(part: Tensor, papers: Tensor) -> Tensor:
@@ -231,13 +228,11 @@ def remeasured(images: Tensor, scenes: Sequence[Scene]) -> list[Scene]:
 
 
 def _remeasured(part: Tensor, glyphs: Sequence[Glyph], papers: Tensor) -> list[Glyph]:
-    coverage = _coverage(part, papers, torch.tensor([COLOURS.index(g.ink) for g in glyphs]))
-    slants = slant_class(coverage, torch.tensor([g.digit for g in glyphs])).tolist()
-    called = zip(glyphs, stroke_class(coverage).tolist(), slants, strict=True)  # -1: none
-    return [
-        replace(glyph, stroke=(*STROKES, None)[stroke], slant=(*SLANTS, None)[slant])
-        for glyph, stroke, slant in called
-    ]
+    digits = torch.tensor([glyph.digit for glyph in glyphs])
+    inks = torch.tensor([COLOURS.index(glyph.ink) for glyph in glyphs])
+    coverage = _coverage(part, papers, inks)
+    calls = [digits, inks, stroke_class(coverage), slant_class(coverage, digits)]
+    return [glyph_of(*each) for each in torch.stack(calls, 1).tolist()]
 
 
 # ---- what was asked for, and what is there -------------------------------------------------

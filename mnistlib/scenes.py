@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mnistlib.captions import Caption, describe
 from mnistlib.data import Digits, generator_for
-from mnistlib.grammar import COLOURS, SLANTS, STROKES, Glyph, Scene
+from mnistlib.grammar import COLOURS, Scene, glyph_of
 from mnistlib.readers import PALETTE, SMALL, enlarged, halves, slant_class, stroke_class
 from mnistlib.types import InputError
 
@@ -183,8 +183,12 @@ def draw_scenes(
     images = paint(coverage, PALETTE[inks], PALETTE[paper])
     size = double.long()[:, None]
     calls = (labels, inks, pool.strokes[which, size], pool.slants[which, size])
-    each = zip(double.tolist(), torch.stack(calls, 2).tolist(), paper.tolist(), strict=True)
-    return Painted(images, [_scene(*parts) for parts in each])
+    each = zip(torch.stack(calls, 2).tolist(), double.tolist(), paper.tolist(), strict=True)
+    shown = [
+        Scene(tuple(glyph_of(*of) for of in pair[: 1 + two]), COLOURS[on], two)
+        for pair, two, on in each
+    ]
+    return Painted(images, shown)
 
 
 def _nth(u: Tensor, n: Tensor | int) -> Tensor:
@@ -196,20 +200,6 @@ def _one_of(u: Tensor, allowed: Tensor) -> Tensor:
     """An index with ``allowed`` (..., M), each with the same chance, by u (...)."""
     nth = _nth(u, allowed.sum(-1))[..., None]
     return (allowed.cumsum(-1) > nth).int().argmax(-1)
-
-
-def _scene(double: bool, glyphs: list[list[int]], paper: int) -> Scene:
-    """The indices of a scene in words."""
-    said = (
-        Glyph(
-            digit,
-            COLOURS[ink],
-            None if stroke < 0 else STROKES[stroke],
-            None if slant < 0 else SLANTS[slant],
-        )
-        for digit, ink, stroke, slant in glyphs[: 1 + double]
-    )
-    return Scene(tuple(said), COLOURS[paper], double)
 
 
 def draw_captions(
