@@ -371,7 +371,6 @@ def test_shipped_ddpm_was_judged_as_promised():
     assert metrics["compared"]["samples"] == 1000
 
 
-@pytest.mark.xfail(strict=True, reason="above the goal so far: train ddpm longer")
 def test_shipped_ddpm_is_good_enough():
     assert metrics_of("ddpm")["times_floor"] <= 8
 
