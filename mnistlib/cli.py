@@ -253,6 +253,7 @@ def sample(
     steps: Steps = 25,
     scale: Scale = None,
     seed: Seed = 0,
+    eta: Eta = 1.0,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("sample.png"),
     as_json: Json = False,
 ) -> None:
@@ -267,7 +268,7 @@ def sample(
     _check_edits({name for name, value in edits.items() if value is not None}, prompt)
     wanted = list(range(10)) if all_ else [digit if prompt is None else prompt] * count
     start = None if from_image is None else drawing.Start(from_image, strength, mask)
-    images = _states(model, wanted, steps, scale, seed, negative=negative, start=start)[-1]
+    images = _states(model, wanted, steps, scale, seed, eta, negative=negative, start=start)[-1]
     data.write_png(out, film.sheet(images, columns=5 if all_ else _columns(count)))
     _say({"file": str(out), "images": len(wanted)}, as_json)
 

@@ -116,7 +116,7 @@ def told_once() -> Iterator[None]:
 
 
 def digit_states(
-    source: str, digits: list[int], steps: int, scale: float | None, seed: int
+    source: str, digits: list[int], steps: int, scale: float | None, seed: int, eta: float = 0.0
 ) -> list[Tensor]:
     """The state after every step of ddim as images (B, C, 32, 32): almost noise, ..., digits.
 
@@ -129,7 +129,7 @@ def digit_states(
     if not set(digits) <= set(range(trained.classes)):
         raise InputError(f"{source} draws the digits 0 to {trained.classes - 1}, got {digits[0]}")
     told = {"labels": torch.tensor(digits), "scale": scale_for(trained, scale)}
-    run = denoising(trained, range(len(digits)), steps, seed=seed, **told)
+    run = denoising(trained, range(len(digits)), steps, seed=seed, eta=eta, **told)
     return _pictures(trained, run, steps)
 
 
@@ -139,6 +139,7 @@ def prompt_states(
     steps: int,
     scale: float | None,
     seed: int,
+    eta: float = 0.0,
     negative: str | None = None,
     start: Start | None = None,
 ) -> list[Tensor]:
@@ -153,23 +154,29 @@ def prompt_states(
     told = {"prompts": prompts, "negative": negative or "", "scale": scale}
     with told_once():
         if start is None:
-            run = denoising(trained, range(len(prompts)), steps, seed=seed, **told)
+            run = denoising(trained, range(len(prompts)), steps, seed=seed, eta=eta, **told)
             return _pictures(trained, run, steps)
-        return _edited(trained, start, len(prompts), steps, seed, told)
+        return _edited(trained, start, len(prompts), steps, seed, eta, told)
 
 
 def _edited(
-    trained: Trained, start: Start, count: int, steps: int, seed: int, told: dict[str, Any]
+    trained: Trained,
+    start: Start,
+    count: int,
+    steps: int,
+    seed: int,
+    eta: float,
+    told: dict[str, Any],
 ) -> list[Tensor]:
     """Draw on a picture; its noises are those that ``denoising`` begins with."""
     device = next(trained.model.parameters()).device
     side = trained.shape[-1] * trained.vae.config.down
     image = read_picture(start.picture, side=side)[None] / 127.5 - 1
     x_0 = latent.encode(trained.vae, image).to(device).expand(count, -1, -1, -1)
-    strength, sampler = start.strength, ddim
+    strength, sampler = start.strength, partial(ddim, eta=eta)
     if start.mask is not None:
         mask = _repainted(start.mask, x_0.shape[2:]).to(device)
-        sampler = partial(inpaint, known=x_0, mask=mask, repeats=REPEATS)
+        sampler = partial(inpaint, known=x_0, mask=mask, repeats=REPEATS, sampler=sampler)
     if strength is None:
         strength = STRENGTH if start.mask is None else 1.0
     generators = [generator_for(seed, i) for i in range(count)]

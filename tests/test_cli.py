@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from mnistlib.latent import encode
 from mnistlib.metrics import wilson_interval
 from mnistlib.obedience import KINDS, agreements, draw_prompts, obedience
 from mnistlib.objective import as_eps
-from mnistlib.samplers import SAMPLERS
+from mnistlib.samplers import SAMPLERS, ddim
 from mnistlib.scenes import draw_scenes, measured
 from mnistlib.schedules import GRIDS
 
@@ -298,7 +299,7 @@ def test_sample_draws_a_sheet(done, world):
         ("five.png", 7 * [5], (3, 3)),
     ]:
         images = recipes.sample(
-            latent, range(len(labels)), 2, seed=3, scale=2.0, labels=torch.tensor(labels)
+            latent, range(len(labels)), 2, seed=3, eta=1.0, scale=2.0, labels=torch.tensor(labels)
         )
         paper = picture(world / path)[::3, ::3]
         assert paper.shape == tuple(33 * n + 1 for n in shape)
@@ -337,7 +338,7 @@ def test_video_is_an_mp4_and_a_gif(done, world):
     """Decoded again, both films have every frame and end with the finished digits."""
     result = done("video", "--steps", 4, "--digits", "0-6", "--fps", 5, "--out", "film")
     assert result == {"files": ["film.mp4", "film.gif"], "frames": 9}
-    done("sample", "--steps", 4, "--digit", 0, "--count", 1)
+    done("sample", "--steps", 4, "--digit", 0, "--count", 1, "--eta", 0)
     first = picture(world / "sample.png")[3:99, 3:99]
     mp4, gif = decoded_mp4(world / "film.mp4", height=208, width=512), decoded_gif(world)
     assert len(mp4) == 9  # 4 steps, the last one held for a second
@@ -473,9 +474,12 @@ def as_tiles(images):
 
 def test_sample_draws_what_a_prompt_says(done, reader, world):
     """The tiles are the library's images; twice the same is the same file, byte for byte."""
-    assert done(*ASK, "--seed", 5, "--scale", 3) == {"file": "sample.png", "images": 4}
-    images = recipes.sample(reader, range(4), 3, prompts=["a red seven"] * 4, scale=3.0, seed=5)
-    np.testing.assert_array_equal(tiles(world / "sample.png", 4, 2), as_tiles(images))
+    told = {"prompts": ["a red seven"] * 4, "scale": 3.0, "seed": 5}
+    for eta in (0.0, 1.0):  # 1 is the default
+        args = ("--seed", 5, "--scale", 3, *(("--eta", 0) if eta == 0 else ()))
+        assert done(*ASK, *args) == {"file": "sample.png", "images": 4}
+        images = recipes.sample(reader, range(4), 3, eta=eta, **told)
+        np.testing.assert_array_equal(tiles(world / "sample.png", 4, 2), as_tiles(images))
     done(*ASK, "--seed", 5, "--scale", 3, "--out", "again.png")
     again = (world / "again.png").read_bytes()
     assert again == (world / "sample.png").read_bytes()
@@ -485,7 +489,7 @@ def test_sample_draws_what_a_prompt_says(done, reader, world):
 
 
 def test_at_scale_1_a_prompt_is_the_conditional_model(done, reader, world):
-    done(*ASK, "--scale", 1)
+    done(*ASK, "--scale", 1, "--eta", 0)
     cond = reader.model.of_prompts(["a red seven"] * 4)
     denoise = as_eps(bind(reader.model, cond), reader.schedule, reader.settings.predicts)
     x_T = torch.stack([torch.randn(4, 8, 8, generator=generator_for(0, i)) for i in range(4)])
@@ -496,7 +500,7 @@ def test_at_scale_1_a_prompt_is_the_conditional_model(done, reader, world):
 
 
 def test_a_negative_prompt_is_led_away_from(done, reader, world):
-    told = {"prompts": ["a red seven"] * 4, "negative": "a blue digit", "scale": 3.0}
+    told = {"prompts": ["a red seven"] * 4, "negative": "a blue digit", "scale": 3.0, "eta": 1.0}
     done(*ASK, "--scale", 3, "--negative", "a blue digit")
     found = tiles(world / "sample.png", 4, 2)
     np.testing.assert_array_equal(found, as_tiles(recipes.sample(reader, range(4), 3, **told)))
@@ -542,10 +546,11 @@ def test_sample_changes_a_picture(done, reader, world):
     found = tiles(world / "sample.png", 4, 2)
     np.testing.assert_array_equal(found, as_tiles(reader.pictures(x_0)))
     done(*edit[:-1])  # the default
-    eps = torch.stack([torch.randn(4, 8, 8, generator=generator_for(0, i)) for i in range(4)])
-    denoise = reader.prompted(["a red seven"] * 4, 2.0)
-    run = image_to_image(denoise, reader.schedule, x_0, eps, [1000, 667, 333, 0], drawing.STRENGTH)
-    *_, last = run
+    generators = [generator_for(0, i) for i in range(4)]
+    eps = torch.stack([torch.randn(4, 8, 8, generator=g) for g in generators])
+    denoise, times = reader.prompted(["a red seven"] * 4, 2.0), [1000, 667, 333, 0]
+    how = {"sampler": partial(ddim, eta=1.0), "generator": generators}
+    *_, last = image_to_image(denoise, reader.schedule, x_0, eps, times, drawing.STRENGTH, **how)
     found = tiles(world / "sample.png", 4, 2)
     np.testing.assert_array_equal(found, as_tiles(reader.pictures(last.x_t)))
 
@@ -575,6 +580,7 @@ def test_sample_repaints_what_is_white(done, reader, world):
     eps = torch.stack([torch.randn(4, 8, 8, generator=g) for g in generators])
     denoise, times = reader.prompted(["a red seven"] * 4, 2.0), [1000, 667, 333, 0]
     how = {"known": x_0, "mask": cells, "repeats": drawing.REPEATS, "generator": generators}
+    how["sampler"] = partial(ddim, eta=1.0)
     *_, last = inpaint(denoise, reader.schedule, eps, times, **how)
     for name in ("mask.png", "large.png", "cells.png"):
         done(*ASK, "--scale", 2, "--from-image", "scene.png", "--mask", name)
