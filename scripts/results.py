@@ -160,7 +160,7 @@ def training(trained, start=None):
     images, minutes = cost("images_seen"), cost("seconds") / 60
     threads = f"{r['threads']} thread" + "s" * (int(r["threads"]) > 1)
     device = f"{threads} of a CPU" if r["device"] == "cpu" else r["device"]
-    begin = f", from the weights of `{start}`" if start else ""
+    begin = f", from earlier weights of `{start}`" if start else ""
     return f"{images:,} images in {minutes:.0f} minutes on {device}{begin}"
 
 
