@@ -4,8 +4,8 @@ python benchmarks/sampling.py             make what the records lack, then print
 python benchmarks/sampling.py --made      print and draw what the records hold
 
 The records are those of the ablations `sampling` and `sampling_final`. A cut run goes on where it
-stopped. At 3 ms a call and image the sweep takes 40 minutes of one core, and the finals an hour and
-fifty minutes, most of them for the slow reference.
+stopped. At 1 ms a call and image the sweep takes 17 minutes, and the finals an hour and 22 minutes,
+half of it for the slow reference.
 """
 
 import argparse

@@ -137,10 +137,10 @@ def readable_run(_: None, seed: int) -> dict[str, Any]:
 
 
 def progress_run(step: int, seed: int) -> dict[str, Any]:
-    """One look back at the training of ``ddpm``: loss, distance, and 16 samples of the same noise.
+    """A look back at the first training of ``ddpm``: loss, distance, 16 samples of the same noise.
 
     The loss is that of ``diffusion_run``, on 1,000 of the digits it was trained on. It reads the
-    snapshots that ``python -m mnistlib train ddpm`` leaves in ``runs/ddpm``.
+    snapshots that ``train ddpm --set steps=7000`` leaves in ``runs/ddpm``.
     """
     trained = recipes.load(Path("runs") / "ddpm" / f"step_{step:05d}.safetensors")
     eye = recipes.train_or_load("digit_features", "read").model
@@ -210,7 +210,7 @@ ABLATIONS: dict[str, Ablation] = {
     "sampling_final": Ablation(
         lambda choice, seed: pace.final_run(choice, seed, read_record("sampling")["rows"]),
         pace.FINAL,
-        seeds=(1,),
+        seeds=(1, 2),
     ),
     "drawing": Ablation(pace.drawing_run, pace.DRAWINGS, seeds=(0,)),
     "kl_weight": Ablation(vae_trials.vae_run, vae_trials.KL_WEIGHTS),
@@ -261,7 +261,7 @@ def _run_before(measure: Callable, settings: Any, seed: int, records: Path) -> d
     """The result of the same run in the record of another ablation, so that none is made twice."""
     for name, other in ABLATIONS.items():
         for row in _rows(records / f"{name}.json") if other.measure is measure else ():
-            if row["seed"] == seed and other.variants.get(row["variant"]) == settings:
+            if row["seed"] == seed and other.variants.get(row["variant"], other) == settings:
                 return {k: v for k, v in row.items() if k not in ("variant", "seed")}
     return None
 
@@ -294,6 +294,8 @@ def read_record(name: str, records: Path = RECORDS) -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     """Run the ablations named, or all."""
+    if unknown := set(names) - set(ABLATIONS):  # before hours are spent on the others
+        raise InputError(f"unknown ablation {min(unknown)!r}")
     for name in names or ABLATIONS:
         for row in tqdm(run(name), name):
             tqdm.write(f"{row['variant']}, seed {row['seed']}: {row['seconds']} s")

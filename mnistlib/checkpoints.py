@@ -65,8 +65,14 @@ class Checkpoint(NamedTuple):
 
 
 def save(path: str | Path, model: nn.Module, settings: dict, record: dict) -> None:
-    """Write a model whole or not at all; parameters in half precision, buffers as they are."""
-    kind = next(k for k, (cls, _) in _MODELS.items() if type(model) is cls)
+    """Write a model whole or not at all; parameters in half precision, buffers as they are.
+
+    Raises:
+        InputError: ``load`` could not rebuild such a model.
+    """
+    kind = next((k for k, (cls, _) in _MODELS.items() if type(model) is cls), None)
+    if kind is None:
+        raise InputError(f"{type(model).__name__} is no model of this library; it cannot be saved")
     parameters = {name: p.detach().half() for name, p in model.named_parameters()}
     tensors = {name: t.cpu().contiguous() for name, t in (model.state_dict() | parameters).items()}
     metadata = {"kind": kind, "config": asdict(model.config), "settings": settings}
@@ -92,7 +98,7 @@ def load(path: str | Path) -> Checkpoint:
             f"{path} does not fit this version of the library ({str(e).splitlines()[0]}); "
             "train it again or install the version that wrote it"
         ) from e
-    model = model.float().eval().to(memory_format=torch.channels_last)  # the faster layout
+    model = model.eval().to(memory_format=torch.channels_last)  # the faster layout
     return Checkpoint(model, meta["settings"], meta["record"] | {"sha256": meta["sha256"]})
 
 

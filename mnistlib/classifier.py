@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnistlib.layers import Downsample, ResidualBlock, TimeEmbedding, _norm
+from mnistlib.layers import Downsample, ResidualBlock, TimeEmbedding, _norm, check_widths
 from mnistlib.types import InputError
 
 __all__ = ["DigitFeatures", "DigitFeaturesConfig", "NoisyClassifier", "NoisyClassifierConfig"]
@@ -52,6 +52,11 @@ class DigitFeaturesConfig:
     dropout: float = 0.1
     classes: int = 10
 
+    def __post_init__(self) -> None:
+        check_widths(self.widths)
+        if self.classes < 1:
+            raise InputError(f"classes must be 1 or more, got {self.classes}")
+
 
 class DigitFeatures(_Reader):
     """Image -> features -> class scores.
@@ -68,12 +73,6 @@ class DigitFeatures(_Reader):
         d = config.widths[-1]
         self.register_buffer("reference_mean", torch.zeros(d, dtype=torch.float64))
         self.register_buffer("reference_cov", torch.zeros(d, d, dtype=torch.float64))
-
-    def float(self) -> "DigitFeatures":
-        """float32 weights; the statistics stay in float64."""
-        for p in self.parameters():
-            p.data = p.data.float()
-        return self
 
     def features(self, x: Tensor) -> Tensor:
         """Images (B, 1, 32, 32) in [-1, 1] -> (B, D) features: averages over all positions."""
@@ -101,6 +100,11 @@ class NoisyClassifierConfig:
     time_dim: int = 128
     dropout: float = 0.1
     classes: int = 10
+
+    def __post_init__(self) -> None:
+        check_widths(self.widths)
+        if min(self.in_channels, self.classes) < 1:
+            raise InputError("in_channels and classes must be 1 or more")
 
 
 class NoisyClassifier(_Reader):

@@ -31,9 +31,10 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Diffusion models from the first noisy digit.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+UsageError = typer.BadParameter.__base__  # click's, wherever this typer keeps its click
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help=f"A recipe: {', '.join(recipes.RECIPES)}.")]
@@ -52,7 +53,7 @@ Negative = Annotated[str | None, typer.Option(help="A prompt that is led away fr
 Prompts = Annotated[
     list[str] | None, typer.Option("--prompt", help="Draw this instead; may be given repeatedly.")
 ]
-Seed = Annotated[int, typer.Option(help="Image i depends on the seed and i alone.")]
+Seed = Annotated[int, typer.Option(min=0, help="Image i depends on it, on i, on what it is told.")]
 Wanted = Annotated[str, typer.Option("--digits", help="Which digits: 0-9, or 3,1,4.")]
 Model = Annotated[
     str | None,
@@ -196,7 +197,7 @@ def evaluate(
         int, typer.Option(min=4, help="How many samples of a model; of one that reads, by kind.")
     ] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the samples of a model.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples of a model.")] = 0,
     eta: Eta = 1.0,
     sampler: Sampler = "ddim",
     grid: Grid = "uniform",
@@ -265,20 +266,14 @@ def sample(
     if (digit is not None) + all_ + (prompt is not None) != 1:
         raise InputError("give either --digit, such as --digit 5, or --all, or --prompt")
     edits = {"negative": negative, "from-image": from_image, "strength": strength, "mask": mask}
-    _check_edits({name for name, value in edits.items() if value is not None}, prompt)
+    drawing.check_edits({name for name, value in edits.items() if value is not None}, prompt)
+    drawing.check_picture(out)
     wanted = list(range(10)) if all_ else [digit if prompt is None else prompt] * count
     start = None if from_image is None else drawing.Start(from_image, strength, mask)
-    images = _states(model, wanted, steps, scale, seed, eta, negative=negative, start=start)[-1]
+    how = {"negative": negative, "start": start}
+    images = drawing.states(model, wanted, steps, scale, seed, eta, **how)[-1]
     data.write_png(out, film.sheet(images, columns=5 if all_ else _columns(count)))
     _say({"file": str(out), "images": len(wanted)}, as_json)
-
-
-def _check_edits(given: set[str], prompt: str | None) -> None:
-    if given and prompt is None:
-        raise InputError(f"--{min(given)} changes what a prompt draws; give --prompt")
-    alone = given & {"strength", "mask"}
-    if alone and "from-image" not in given:
-        raise InputError(f"--{min(alone)} needs a picture; give --from-image")
 
 
 @app.command()
@@ -294,7 +289,10 @@ def trajectory(
     as_json: Json = False,
 ) -> None:
     """Draw how digits come out of the noise: one row a digit or prompt, time runs to the right."""
-    states = _states(model, prompt or film.wanted_digits(digits), steps, scale, seed)
+    drawing.check_picture(out)
+    if snapshots > steps:
+        raise InputError(f"{snapshots} snapshots need as many steps; give --steps {snapshots}")
+    states = drawing.states(model, prompt or film.wanted_digits(digits), steps, scale, seed)
     kept = film.spread(states, snapshots)
     rows = torch.stack(kept, dim=1).flatten(0, 1)  # (digits, snapshots, C, H, W), row by row
     data.write_png(out, film.sheet(rows, columns=len(kept)))
@@ -309,25 +307,20 @@ def video(
     steps: Steps = 50,
     scale: Scale = None,
     seed: Seed = 0,
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second.")] = 15,
+    fps: Annotated[
+        int, typer.Option(min=1, max=100, help="Frames a second; of the GIF, about so many.")
+    ] = 15,
     out: Annotated[Path, typer.Option(help="OUT.mp4 and OUT.gif are written.")] = Path("digits"),
     as_json: Json = False,
 ) -> None:
     """Film how digits, or what prompts say, come out of the noise, as MP4 and as GIF."""
-    wanted = prompt or film.wanted_digits(digits)
-    states = _states(model, wanted, steps, scale, seed)
+    wanted, files = prompt or film.wanted_digits(digits), drawing.film_files(out)
+    states = drawing.states(model, wanted, steps, scale, seed)
     frames = film.frames(states, columns=min(5, len(wanted)), hold=fps)
-    files = [out.with_suffix(suffix) for suffix in (".mp4", ".gif")]
-    for path in files:
-        film.write(path, frames, fps)
+    films = [film.encoded(frames, path.suffix, fps) for path in files]
+    for path, content in zip(files, films, strict=True):
+        data.write_atomically(path, content)
     _say({"files": [str(path) for path in files], "frames": len(frames)}, as_json)
-
-
-def _states(model: str | None, wanted: list, *how: Any, **edits: Any) -> list[torch.Tensor]:
-    """Draw digits or prompts, with the model that draws such unless another is named."""
-    if isinstance(wanted[0], str):
-        return drawing.prompt_states(model or "text_to_image", wanted, *how, **edits)
-    return drawing.digit_states(model or "latent", wanted, *how)
 
 
 def _columns(count: int) -> int:
@@ -364,16 +357,22 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: InputError becomes one line and exit status 2."""
+    """Entry point: whatever is wrong with the input becomes one line and exit status 2."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)
         warnings.showwarning = partial(_in_one_line, warnings.showwarning)
         try:
-            app()
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
         except InputError as e:
-            print(f"error: {e}", file=sys.stderr)
-            sys.exit(2)
+            wrong = str(e)
+        except UsageError as e:
+            wrong = f"{e.format_message().rstrip('.')}; --help lists what there is"
+        except OSError as e:
+            where = e.filename2 or e.filename
+            wrong = f"{where}: {e.strerror}; choose another path" if where else str(e)
+        print(f"error: {wrong}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _in_one_line(otherwise: Callable, message: Warning, kind: type[Warning], *where: Any) -> None:

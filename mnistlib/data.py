@@ -32,7 +32,6 @@ __all__ = [
     "holdout",
     "mnist",
     "named_root",
-    "read_pngs",
     "to_images",
     "to_uint8",
     "write_png",
@@ -225,31 +224,6 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def read_pngs(folder: str | Path, limit: int | None = None) -> Tensor:
-    """All PNGs of a folder in the order of their names, uint8 (N, H, W), as grey images.
-
-    Raises:
-        InputError: no folder, no PNG in it, a file that is not a picture, or sizes that differ.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give one that holds PNG files")
-    pictures = []
-    for path in sorted(folder.glob("*.png"))[:limit]:
-        try:
-            with Image.open(path) as picture:
-                pictures.append(np.asarray(picture.convert("L")))
-        except (UnidentifiedImageError, OSError) as e:
-            raise InputError(f"{path} is not a readable PNG; remove or replace it") from e
-    if not pictures:
-        raise InputError(f"{folder} holds no PNG file")
-    if len({p.shape for p in pictures}) > 1:
-        raise InputError(f"the PNG files of {folder} differ in size; they must all be alike")
-    return torch.from_numpy(np.stack(pictures))
 
 
 # ---- the sources ---------------------------------------------------------------------------

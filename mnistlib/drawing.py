@@ -3,6 +3,7 @@
 Legend: B images of a batch, C channels.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,16 @@ __all__ = [
     "CLASS_SCALE",
     "PROMPT_SCALE",
     "Start",
+    "check_edits",
+    "check_picture",
     "check_prompts",
     "diffusion",
     "digit_states",
+    "film_files",
     "prompt_states",
     "reader",
     "scale_for",
+    "states",
     "told_once",
 ]
 
@@ -67,15 +72,20 @@ def diffusion(source: str) -> Trained:
     trained = find(source)
     if not isinstance(trained.settings, DiffusionSettings):
         raise InputError(f"{source} is not a diffusion model; it draws nothing")
-    return trained._replace(model=trained.model.to(pick_device()))
+    return trained.to(pick_device())
 
 
 def scale_for(trained: Trained, wanted: float | None, classes: float = CLASS_SCALE) -> float:
     """The guidance scale: the one wanted, else the one at which a reader of prompts obeyed best.
 
     Where its record does not name one it is ``PROMPT_SCALE``; for a model of classes, ``classes``.
+
+    Raises:
+        InputError: the one wanted is no finite number.
     """
     if wanted is not None:
+        if not math.isfinite(wanted):
+            raise InputError(f"the scale must be a number, got {wanted}")
         return wanted
     if trained.reads:
         return trained.record.get("metrics", {}).get("scale", PROMPT_SCALE)
@@ -113,6 +123,49 @@ def told_once() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)
         yield
+
+
+def check_edits(given: set[str], prompt: str | None) -> None:
+    """Refuse options of ``sample`` that would be left unheard.
+
+    Raises:
+        InputError: one of those given has nothing to change.
+    """
+    if given and prompt is None:
+        raise InputError(f"--{min(given)} changes what a prompt draws; give --prompt")
+    alone = given & {"strength", "mask"}
+    if alone and "from-image" not in given:
+        raise InputError(f"--{min(alone)} needs a picture; give --from-image")
+
+
+def check_picture(out: Path) -> None:
+    """Refuse, before anything is drawn, a file that cannot be a picture.
+
+    Raises:
+        InputError: its name has another ending than .png, or it is a folder.
+    """
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise InputError(f"{out} cannot be a PNG file; give --out a name that ends in .png")
+
+
+def film_files(out: Path) -> list[Path]:
+    """OUT.mp4 and OUT.gif; one of these endings may be there already.
+
+    Raises:
+        InputError: there is no name, or it is that of a folder.
+    """
+    name = out.stem if out.suffix in (".mp4", ".gif") else out.name
+    files = [out.with_name(name + suffix) for suffix in (".mp4", ".gif")] if name else []
+    if not files or name == ".." or any(path.is_dir() for path in files):
+        raise InputError(f"{out} cannot be the name of two films; give --out one, such as digits")
+    return files
+
+
+def states(model: str | None, wanted: list, *how: Any, **edits: Any) -> list[Tensor]:
+    """``digit_states`` or ``prompt_states``, of the model that draws such unless one is named."""
+    if isinstance(wanted[0], str):
+        return prompt_states("text_to_image" if model is None else model, wanted, *how, **edits)
+    return digit_states("latent" if model is None else model, wanted, *how)
 
 
 def digit_states(

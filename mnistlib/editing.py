@@ -9,14 +9,14 @@ Legend: B pictures of C channels, h high and w wide.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import dropwhile, pairwise
+from itertools import dropwhile
 
 import torch
 from torch import Tensor
 
 from mnistlib.guidance import cfg
 from mnistlib.objective import add_noise, to_x0
-from mnistlib.samplers import Generators, Sampler, ddim, draw_noise
+from mnistlib.samplers import Generators, Sampler, ddim, draw_noise, pairs
 from mnistlib.schedules import NoiseSchedule
 from mnistlib.types import Denoiser, InputError, Step
 
@@ -122,10 +122,11 @@ def inpaint(
             the sampler raises.
     """
     _check_mask(mask, known)
+    mask = mask.to(known)  # a bool mask too
     if repeats < 1:
         raise InputError(f"each step is taken once or more, got repeats={repeats}")
     noise, x = partial(draw_noise, known.shape, known, generator=generator), x_T
-    for i, (t, s) in enumerate(pairwise(times)):
+    for i, (t, s) in enumerate(pairs(schedule, times)):
         for again in range(repeats if s > 0 else 1):
             x = _renoised(x, noise(), s, t, schedule) if again else x
             step = next(sampler(denoise, schedule, x, times[i:], generator=generator))
@@ -258,9 +259,12 @@ def inverted(
     Yields:
         One ``Step`` for each pair of times, at the later of the two; the last holds the noise.
         No network knows time 0, so the first step asks it about time 1.
+
+    Raises:
+        InputError: the grid does not decrease to 0.
     """
     x = x_0
-    for s, t in pairwise(reversed(times)):
+    for t, s in reversed([*pairs(schedule, times)]):
         before = _batch_of(s, x)
         eps = denoise(x, before.clamp(min=1))
         x0_hat = to_x0(eps, x, before, schedule, "eps")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mnistlib.data import to_uint8, write_atomically
 from mnistlib.types import InputError
 
-__all__ = ["frames", "sheet", "spread", "wanted_digits", "write"]
+__all__ = ["encoded", "frames", "sheet", "spread", "wanted_digits", "write"]
 
 PAPER = -0.1  # the grey between pictures
 BLOCK = 16  # the sides of a frame are multiples of it: video codecs ask for that
@@ -25,8 +25,8 @@ def wanted_digits(text: str) -> list[int]:
     """
     digits: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        last = last or first
+        first, dash, last = part.partition("-")
+        last = last if dash else first
         if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) <= 9):
             raise InputError(f"{text!r} names no digits; give a range such as 0-9, or 3,1,4")
         digits += range(int(first), int(last) + 1)
@@ -68,20 +68,28 @@ def write(path: str | Path, frames: Tensor, fps: int) -> None:
     """Write frames (N, H, W, 3) as .mp4 or .gif, whole or not at all.
 
     Raises:
-        InputError: another suffix, or a package is missing.
+        InputError: as ``encoded``.
+    """
+    write_atomically(path, encoded(frames, Path(path).suffix, fps))
+
+
+def encoded(frames: Tensor, suffix: str, fps: int) -> bytes:
+    """Frames (N, H, W, 3) as a film; a GIF counts in hundredths of a second.
+
+    Raises:
+        InputError: another suffix than .mp4 or .gif, or a package is missing.
     """
     try:
         import imageio.v3 as imageio
         import imageio_ffmpeg  # noqa: F401  (imageio asks for it when it meets an MP4)
     except ImportError as e:
         raise InputError("films need two packages: pip install imageio imageio-ffmpeg") from e
-    path = Path(path)
     how = {
         ".mp4": {"extension": ".mp4", "plugin": "FFMPEG", "fps": fps, "macro_block_size": BLOCK},
         ".gif": {"extension": ".gif", "plugin": "pillow", "duration": 1000 / fps, "loop": 0},
     }
-    if path.suffix not in how:
-        raise InputError(f"{path.name} is neither .mp4 nor .gif")
+    if suffix not in how:
+        raise InputError(f"films end in .mp4 or .gif, not in {suffix!r}")
     buffer = io.BytesIO()
-    imageio.imwrite(buffer, frames.numpy(), **how[path.suffix])
-    write_atomically(path, buffer.getvalue())
+    imageio.imwrite(buffer, frames.numpy(), **how[suffix])
+    return buffer.getvalue()

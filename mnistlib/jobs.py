@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnistlib import latent
-from mnistlib.configs import (
-    ClassifierSettings,
-    DiffusionSettings,
-    FeatureSettings,
-    JointSettings,
-)
+from mnistlib.configs import ClassifierSettings, DiffusionSettings, FeatureSettings, JointSettings
 from mnistlib.data import Digits, batch_indices, generator_for, to_images
 from mnistlib.guidance import bind
 from mnistlib.metrics import accuracy, feature_statistics, features_of, frechet_to
@@ -25,6 +20,7 @@ from mnistlib.objective import NoisyBatch, add_noise, diffusion_loss, drop_label
 from mnistlib.schedules import make_schedule
 from mnistlib.train import moved
 from mnistlib.trained import Trained, balanced_labels, sample_in_batches
+from mnistlib.types import InputError
 from mnistlib.vae import Vae
 
 __all__ = [
@@ -75,11 +71,12 @@ def shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
 
 def features_job(settings: FeatureSettings, digits: Digits, vae: Vae | None = None):
     """Name the class of digits that are shifted a little."""
-    indices = batch_indices(len(digits.labels), settings.batch_size)
+    indices, s = batch_indices(len(digits.labels), settings.batch_size), settings.shift
+    if s < 0:
+        raise InputError(f"shift must not be negative, got {s}")
 
     def batch_at(seed: int, step: int) -> LabelledBatch:
         i = indices(seed, step)
-        s = settings.shift
         offsets = torch.randint(-s, s + 1, (len(i), 2), generator=generator_for(seed, step))
         return LabelledBatch(shifted(to_images(digits.images[i]), offsets, s), digits.labels[i])
 

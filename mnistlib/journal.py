@@ -70,9 +70,10 @@ class Journal(Table):
 
 
 def read_rows(path: str | Path) -> list[tuple[float, ...]]:
-    """The rows of a table's file: a step and its numbers."""
-    with Path(path).open(newline="") as file:
-        return [(int(s), *map(float, numbers)) for s, *numbers in list(csv.reader(file))[1:]]
+    """The rows of a table's file: a step and its numbers. A last line that was cut is left out."""
+    text = Path(path).read_text(encoding="utf-8")
+    _, *rows = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+    return [(int(s), *map(float, numbers)) for s, *numbers in rows]
 
 
 def stretches(values: list[float], points: int) -> list[float]:

@@ -15,7 +15,7 @@ from mnistlib.captions import parse
 from mnistlib.configs import PromptSettings
 from mnistlib.drawing import scale_for
 from mnistlib.obedience import KINDS, agreements, obedience
-from mnistlib.pngs import read_colours, read_table
+from mnistlib.pngs import read_colours, read_pngs, read_table
 from mnistlib.prompt_jobs import answers
 from mnistlib.recipes import (
     DiffusionSettings,
@@ -26,6 +26,7 @@ from mnistlib.recipes import (
     sample_in_batches,
 )
 from mnistlib.scenes import measured
+from mnistlib.train import pick_device
 from mnistlib.types import InputError
 
 __all__ = ["judge_folder", "judge_model", "judged_digits", "judged_prompts", "judged_reader"]
@@ -46,10 +47,16 @@ def judge_folder(folder: Path, eye: Trained, metric: Any = None) -> dict[str, An
         _check_digits(metric)
         images, prompts = read_colours(folder), read_table(folder, "prompt")
         return judged_prompts(images, prompts, eye) | {"images": len(images)}
-    images, labels = as_digits(data.read_pngs(folder)), None
+    images, labels = as_digits(read_pngs(folder)), None
     if (folder / "labels.csv").is_file():
-        labels = torch.tensor(read_table(folder, "label", int))
+        labels = torch.tensor(read_table(folder, "label", _digit))
     return judged_digits(images, labels, eye, metric)
+
+
+def _digit(text: str) -> int:
+    if text.strip() not in "0123456789":
+        raise ValueError(f"{text} is no digit")
+    return int(text)
 
 
 def judge_model(
@@ -66,7 +73,7 @@ def judge_model(
     Raises:
         InputError: the model does neither, or cannot be found.
     """
-    trained = find(source)
+    trained = find(source).to(pick_device())
     if isinstance(trained.settings, FeatureSettings):
         images, labels, _ = data.mnist(source="full", train=False)
         right = metrics.accuracy(trained.model, data.to_images(images), labels)

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from mnistlib.types import InputError
 from mnistlib.vae import Vae
 
 __all__ = ["decode", "encode", "latent_shape", "measure_scale"]
@@ -49,7 +50,13 @@ def decode(vae: Vae, latents: Tensor, batch_size: int = 100) -> Tensor:
 
 
 def latent_shape(vae: Vae, size: int = 32) -> tuple[int, int, int]:
-    """(Z, h, w) of the latents of square pictures of ``size`` pixels a side."""
+    """(Z, h, w) of the latents of square pictures of ``size`` pixels a side.
+
+    Raises:
+        InputError: the sides do not divide.
+    """
+    if size % vae.config.down:
+        raise InputError(f"sides must be divisible by {vae.config.down}, got {size}")
     side = size // vae.config.down
     return vae.config.latent_channels, side, side
 

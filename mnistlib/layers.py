@@ -5,6 +5,7 @@ L = H * W positions.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ __all__ = [
     "SpatialTransformer",
     "TimeEmbedding",
     "Upsample",
+    "check_widths",
     "resampling",
     "sinusoidal",
 ]
@@ -49,6 +51,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
+        if dim < 2 or dim % 2:
+            raise InputError(f"the width of a time embedding must be even and positive, got {dim}")
         self.dim = dim
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
@@ -66,6 +70,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, time_dim: int | None, dropout: float = 0.0):
         super().__init__()
+        if not 0 <= dropout <= 1:
+            raise InputError(f"dropout must lie between 0 and 1, got {dropout}")
         self.norm1 = _norm(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = None if time_dim is None else nn.Linear(time_dim, 2 * c_out)
@@ -118,7 +124,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
-        if channels % heads:
+        if heads < 1 or channels % heads:
             raise InputError(f"{channels} channels do not divide into {heads} heads")
         self.heads = heads
         self.norm = _norm(channels)
@@ -195,6 +201,16 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """Refuse a network without levels, or with a level of no channels.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not widths or min(widths) < 1:
+        raise InputError(f"each level needs a width of 1 or more; got {tuple(widths)}")
 
 
 def _norm(channels: int) -> nn.GroupNorm:

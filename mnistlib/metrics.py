@@ -124,12 +124,12 @@ def frechet_infinity(
         generator: draws the subsets.
 
     Raises:
-        InputError: fewer than 2 points, or not more than 10 D samples.
+        InputError: fewer than 2 points, or fewer than 10 (D + 1) samples.
     """
     N, D = features.shape
     if points < 2 or N // 10 <= D:
         raise InputError(
-            f"a line needs 2 points or more and more than {10 * D} samples of {D} features, "
+            f"a line needs 2 points or more and {10 * (D + 1)} samples or more of {D} features, "
             f"got {points} points and {N} samples"
         )
     sizes = torch.linspace(N // 10, N, points).round().long().tolist()
@@ -163,18 +163,18 @@ def nearest(x: Tensor, others: Tensor, k: int = 1) -> Neighbours:
     Raises:
         InputError: shapes that do not match, or not 1 <= k <= M.
     """
-    if x.shape[1:] != others.shape[1:]:
-        raise InputError(f"cannot compare {tuple(x.shape[1:])} with {tuple(others.shape[1:])}")
     if not 1 <= k <= len(others):
         raise InputError(f"k must lie between 1 and the size of the set, {len(others)}; got {k}")
-    x, others = x.flatten(1), others.flatten(1)
     found = [_distances(part, others).topk(k, largest=False) for part in x.split(500)]
     return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (N, M) of a (N, D) and b (M, D); exactly 0 for equal points."""
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    """Euclidean distances (N, M) of a (N, ...) and b (M, ...); exactly 0 for equal points."""
+    if a.shape[1:] != b.shape[1:]:
+        raise InputError(f"cannot compare {tuple(a.shape[1:])} with {tuple(b.shape[1:])}")
+    a, b = a.double().flatten(1), b.double().flatten(1)
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class PrecisionRecall(NamedTuple):
@@ -201,9 +201,8 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> PrecisionRe
         InputError: a set with no more than k points, or features of different length.
     """
     if min(len(real), len(generated)) <= k:
-        raise InputError(
-            f"need more than k = {k} points in each set, got {len(real)} and {len(generated)}"
-        )
+        got = f"got {len(real)} and {len(generated)}"
+        raise InputError(f"need more than k = {k} points in each set, {got}")
     return PrecisionRecall(_share_inside(generated, real, k), _share_inside(real, generated, k))
 
 
@@ -215,7 +214,11 @@ def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images (N, 1, 32, 32) whose highest score is that of their label (N,)."""
+    """Share of images (N, 1, 32, 32) whose highest score is that of their label (N,).
+
+    Raises:
+        InputError: there are none, or not as many of each.
+    """
     if len(images) != len(labels) or not len(labels):
         raise InputError(f"got {len(images)} images and {len(labels)} labels; give as many of each")
     scores = in_batches(network, images, next(network.parameters()).device)

@@ -44,10 +44,14 @@ def draw_prompts(pool: Pool, kind: str, count: int, seed: int) -> list[Caption]:
     Those of combinations that were held out name the combination; others would test nothing new.
     """
     two, unseen = KINDS[kind]
-    numbers = range(4 * count)
-    scenes = draw_scenes(pool, seed, numbers, two=two, unseen=unseen).scenes
-    captions = draw_captions(scenes, seed, numbers)
-    return [c for c in captions if not unseen or _names_combination(c.named)][:count]
+    found: list[Caption] = []
+    numbers = range(0)
+    while len(found) < count:  # mostly once
+        numbers = range(numbers.stop, numbers.stop + 4 * count)
+        scenes = draw_scenes(pool, seed, numbers, two=two, unseen=unseen).scenes
+        captions = draw_captions(scenes, seed, numbers)
+        found += [c for c in captions if not unseen or _names_combination(c.named)]
+    return found[:count]
 
 
 def _names_combination(named: Scene) -> bool:

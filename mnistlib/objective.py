@@ -47,19 +47,30 @@ def add_noise(x_0: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> T
         x_0: (B, C, H, W) clean images.
         eps: (B, C, H, W) standard normal noise.
         t: (B,) int64 times between 0 and T.
+
+    Raises:
+        InputError: a time lies outside 0..T.
     """
     alpha, sigma = schedule.rates(t, x_0)
     return alpha * x_0 + sigma * eps
 
 
 def target(x_0: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule, predicts: Predicts):
-    """The tensor (B, C, H, W) that the network should return (v: Salimans & Ho 2022, app. D)."""
+    """The tensor (B, C, H, W) that the network should return (v: Salimans & Ho 2022, app. D).
+
+    Raises:
+        InputError: another name than eps, x0 or v.
+    """
     alpha, sigma = schedule.rates(t, x_0)
     return {"eps": eps, "x0": x_0, "v": alpha * eps - sigma * x_0}[_known(predicts)]
 
 
 def to_eps(out: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, predicts: Predicts):
-    """The noise that a network's output implies, (B, C, H, W)."""
+    """The noise that a network's output implies at times 1..T, (B, C, H, W).
+
+    Raises:
+        InputError: another name than eps, x0 or v.
+    """
     alpha, sigma = schedule.rates(t, x_t)
     if _known(predicts) == "eps":
         return out
@@ -69,7 +80,11 @@ def to_eps(out: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, predict
 
 
 def to_x0(out: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, predicts: Predicts):
-    """The clean image that a network's output implies, (B, C, H, W)."""
+    """The clean image that a network's output implies, (B, C, H, W).
+
+    Raises:
+        InputError: another name than eps, x0 or v.
+    """
     alpha, sigma = schedule.rates(t, x_t)
     if _known(predicts) == "x0":
         return out
@@ -81,25 +96,35 @@ def to_x0(out: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, predicts
 def as_eps(
     model: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, predicts: Predicts
 ) -> Denoiser:
-    """Wrap a network that predicts eps, x0 or v into a denoiser, which returns eps."""
+    """Wrap a network that predicts eps, x0 or v into a denoiser, which returns eps.
+
+    Raises:
+        InputError: another name than these.
+    """
     _known(predicts)
     return lambda x_t, t: to_eps(model(x_t, t), x_t, t, schedule, predicts)
 
 
 def loss_weight(t: Tensor, schedule: NoiseSchedule, predicts: Predicts, weighting: Weighting):
-    """How much the squared error of each time counts, (B,) float64.
+    """How much the squared error of each time t (B,), 1..T, counts: (B,) float64.
 
-    Each weighting is one function of time for the error of eps; the other predictions carry the
-    factor that turns their squared error into that of eps (SNR for x0, alpha_t^2 for v).
+    ``elbo`` and ``min_snr`` are each one function of time for the error of eps; for the other
+    predictions they carry the factor that turns their squared error into that of eps (SNR for x0,
+    alpha_t^2 for v).
 
     - ``simple``: 1 on the network's own output (for eps: Ho et al. 2020, eq. 14).
     - ``elbo``: beta_t / (2 (1 - beta_t) (1 - alpha_bar_t)) on eps, the variational bound's own
       weight with variance beta_t (their eq. 12), divided by its mean over t.
     - ``min_snr``: min(SNR, 5) on x0 (Hang et al. 2023).
+
+    Raises:
+        InputError: an unknown name, or a time outside 1..T.
     """
     if weighting not in get_args(Weighting):
         raise InputError(f"unknown weighting {weighting!r}; choose simple, elbo or min_snr")
     t = t.cpu()
+    if ((t < 1) | (t > schedule.T)).any():
+        raise InputError(f"a loss is weighted at times 1..{schedule.T}, got {t.tolist()}")
     if weighting == "simple":
         return torch.ones(len(t), dtype=torch.float64)
     a, snr = schedule.alpha_bar[t], schedule.snr[t]
@@ -118,10 +143,18 @@ def diffusion_loss(
     predicts: Predicts = "eps",
     weighting: Weighting = "simple",
 ) -> Tensor:
-    """Weighted mean squared error of the network's output, a scalar."""
+    """Weighted mean squared error of the network's output, a scalar.
+
+    Raises:
+        InputError: the network answers another shape than it is asked for, an unknown name, or a
+            time outside 1..T.
+    """
     x_0, t, eps = batch
     out = model(add_noise(x_0, eps, t, schedule), t)
-    error = (out.float() - target(x_0, eps, t, schedule, predicts)).square().flatten(1).mean(1)
+    wanted = target(x_0, eps, t, schedule, predicts)
+    if out.shape != wanted.shape:
+        raise InputError(f"the network answers {tuple(out.shape)}, not {tuple(wanted.shape)}")
+    error = (out.float() - wanted).square().flatten(1).mean(1)
     return (loss_weight(t, schedule, predicts, weighting).to(error) * error).mean()
 
 

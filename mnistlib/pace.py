@@ -52,12 +52,13 @@ class Plan(NamedTuple):
 
 
 def _sweep() -> dict[str, Plan]:
-    """The short budgets for all that could be short; a long one where it says something."""
+    """The short budgets for all that could be short; long ones where they say something."""
     pairs = [("ddpm", "uniform"), ("ddim", "leading")]
     grids = ("uniform", "quadratic", "log_snr")
     pairs += [(sampler, grid) for sampler in ("ddim", "heun", "dpm_solver_pp") for grid in grids]
     plans = [Plan(*pair, budget) for budget in (5, 10, 15, 20) for pair in pairs]
-    plans += [Plan(*pair, 50) for pair in pairs if pair[1] == "uniform" and pair[0] != "heun"]
+    even = [pair for pair in pairs if pair[1] == "uniform" and pair[0] != "heun"]
+    plans += [Plan(*pair, budget) for budget in (50, 100) for pair in even]
     return {f"{p.sampler}, {p.grid}, {p.budget}": p for p in plans}
 
 
@@ -73,8 +74,9 @@ class Choice(NamedTuple):
     among: tuple[str, ...] = tuple(SAMPLERS)
 
 
-FINAL: dict[str, Choice | None] = {f"best of {n}": Choice(n) for n in (10, 15, 20, 50)}
-FINAL |= {"best of 50 without fresh noise": Choice(50, SOLVERS), "reference": None}
+FINAL: dict[str, Choice | None] = {f"best of {n}": Choice(n) for n in (10, 15, 20, 50, 100)}
+FINAL |= {f"best of {n} without fresh noise": Choice(n, SOLVERS) for n in (10, 15, 20, 50)}
+FINAL["reference"] = None
 
 
 def best_of(rows: list[dict[str, Any]], choice: Choice, samples: int = 5000) -> Plan:
@@ -113,7 +115,8 @@ def _features(plan: Plan, seed: int, trained: recipes.Trained, eye: recipes.Trai
     A cut run goes on there; the file's name holds all that its samples depend on.
     """
     how = {"sampler": plan.sampler, "grid": plan.grid, "seed": seed}
-    name = f"{plan.sampler}-{plan.grid}-{plan.budget}-{seed}-{trained.record['sha256'][:12]}"
+    weights = "-".join(each.record["sha256"][:8] for each in (trained, eye))
+    name = f"{plan.sampler}-{plan.grid}-{plan.budget}-{seed}-{weights}"
     path = Path("runs") / "sampling" / f"{name}.safetensors"
     parts = [checkpoints.read_tensors(path)[0]["features"]] if path.is_file() else []
     while (done := sum(map(len, parts))) < plan.samples:
@@ -138,13 +141,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def final_table(rows: list[dict[str, Any]]) -> str:
-    """The plans that were drawn from again: network calls, distance, and its ratio to the last."""
-    reference = next(r["frechet"] for r in rows if r["variant"] == "reference")
-    lines = []
+    """A line a plan that was drawn from again, a column a seed.
+
+    Distances stand in multiples of the floor, and of the slow reference with the same noises.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
     for r in rows:
-        who = f"{r['sampler']}, {r['grid']}, {r['evaluations']} calls, {r['samples']:,} samples"
-        floor, share = r["times_floor"], r["frechet"] / reference
-        lines.append(f"{who:52}{floor:6.1f} x the floor, {share:.2f} x the reference")
+        found.setdefault(r["variant"], []).append(r)
+    slow = [r["frechet"] for r in found["reference"]]
+    width = max(17, 7 * len(slow))
+    lines = [f"{'':24}{'calls':>6}{'x the floor':>{width}}{'x the reference':>{width}}"]
+    for seeds in found.values():
+        who = f"{seeds[0]['sampler']}, {seeds[0]['grid']}"
+        floors = "".join(f"{r['times_floor']:7.1f}" for r in seeds)
+        shares = "".join(f"{r['frechet'] / d:7.2f}" for r, d in zip(seeds, slow, strict=True))
+        lines.append(f"{who:24}{seeds[0]['evaluations']:>6}{floors:>{width}}{shares:>{width}}")
     return "\n".join(lines)
 
 
@@ -193,7 +204,7 @@ def curves(rows: list[dict[str, Any]]) -> Figure:
     ax.set_xticks(budgets, map(str, budgets))
     ax.minorticks_off()
     ax.set(xlabel="network evaluations", ylabel="distance / real floor")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handlelength=4)
     return fig
 
 
@@ -211,4 +222,4 @@ def _by_pair(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, dict
 
 def _short(row: dict[str, Any]) -> str:
     value = row["times_floor"]
-    return f"{value:.1f}" if value < 1000 else f"{value:.0e}"
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"

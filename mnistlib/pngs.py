@@ -21,6 +21,7 @@ __all__ = [
     "read_colours",
     "read_lines",
     "read_picture",
+    "read_pngs",
     "read_table",
     "write_table",
 ]
@@ -37,10 +38,10 @@ def check_plan(out: Path, plan: dict[str, Any]) -> None:
     Raises:
         InputError: the folder holds images of another plan, or of none.
     """
-    path = out / "plan.json"
-    if path.is_file() and json.loads(path.read_text()) != plan:
+    path, others = out / "plan.json", [p for p in out.glob("*.png") if not p.stem.isdecimal()]
+    if path.is_file() and path.read_text() != json.dumps(plan):
         raise InputError(f"{out} holds samples made with other settings; choose another --out")
-    if not path.is_file() and any(out.glob("*.png")):
+    if others or (not path.is_file() and any(out.glob("*.png"))):
         raise InputError(f"{out} holds other pictures; choose another --out")
     write_atomically(path, json.dumps(plan).encode())
 
@@ -68,7 +69,7 @@ def read_table(folder: Path, column: str, kind: Callable[[str], Any] = str) -> l
     path = folder / f"{column}s.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            values = dict(row for row in csv.reader(file) if row)
+            values = {name: value for name, value in filter(None, csv.reader(file))}
         return [kind(values[path.name]) for path in sorted(folder.glob("*.png"))]
     except (ValueError, KeyError, csv.Error) as e:
         reason = f"{path.name} must hold a line file,{column} for every PNG ({e})"
@@ -138,6 +139,23 @@ def read_picture(path: Path, mode: str = "RGB", side: int | None = None) -> Tens
     if side is not None:
         picture = picture.resize((side, side), Image.Resampling.BOX)
     return torch.from_numpy(np.array(picture)).view(picture.height, picture.width, -1).movedim(2, 0)
+
+
+def read_pngs(folder: str | Path) -> Tensor:
+    """All PNGs of a folder in the order of their names, uint8 (N, H, W), as grey images.
+
+    Raises:
+        InputError: no folder, no PNG in it, a file that is not a picture, or sizes that differ.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give one that holds PNG files")
+    pictures = [np.asarray(opened(path).convert("L")) for path in sorted(folder.glob("*.png"))]
+    if not pictures:
+        raise InputError(f"{folder} holds no PNG file")
+    if len({p.shape for p in pictures}) > 1:
+        raise InputError(f"the PNG files of {folder} differ in size; they must all be alike")
+    return torch.from_numpy(np.stack(pictures))
 
 
 def read_colours(folder: Path) -> Tensor:

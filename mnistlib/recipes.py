@@ -31,7 +31,7 @@ from mnistlib.journal import Journal
 from mnistlib.registry import RECIPES, Recipe
 from mnistlib.settings import as_json, check_unchanged, from_dict, override
 from mnistlib.sources import Data, described, learnt, unseen
-from mnistlib.train import TrainStep, fit, pick_device
+from mnistlib.train import TrainStep, fit, pick_device, used_precision
 from mnistlib.trained import Trained, balanced_labels, denoising, sample, sample_in_batches
 from mnistlib.types import InputError
 from mnistlib.unet import UNet
@@ -213,7 +213,8 @@ def train(
         "profile": profile,
         "data": described(digits),
         "seed": settings.train.seed,
-        "device": str(next(network.parameters()).device),
+        "device": str(device := next(network.parameters()).device),
+        "precision": used_precision(device, settings.train.precision),
         "seconds": round(journal.seconds, 1),
         "resumed_at": first,
         "images_seen": settings.train.steps * settings.batch_size,
@@ -236,7 +237,7 @@ def begin(
     """
     recipe = _recipe(name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.train.seed)
+        torch.default_generator.manual_seed(settings.train.seed)
         network = recipe.network(settings).to(memory_format=torch.channels_last)
     return network, *recipe.job(settings, digits, vae)
 
@@ -249,6 +250,8 @@ def autoencoder_of(settings: Settings) -> Trained | None:
     before = find(source)
     if not isinstance(before.model, Vae):
         raise InputError(f"{source} is not an autoencoder; name one with vae")
+    if "metrics" not in before.record:
+        raise InputError(f"the latents of {source} were not measured; name the finished file")
     return before
 
 

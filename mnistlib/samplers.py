@@ -5,7 +5,7 @@ knows nothing of conditions, guidance or latents, which are wrapped around ``den
 Coefficients are combined in float64 and cast last.
 
 A step leads from time t to time s. Steps are not network evaluations: ``heun`` calls the network
-twice in each step but the last, the others once.
+twice in each step but the last, the others once. Bad input raises at the first step, not before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,7 @@ __all__ = [
     "evaluations",
     "heun",
     "make_sampler",
+    "pairs",
 ]
 
 Sampler = Callable[..., Iterator[Step]]
@@ -44,8 +45,15 @@ def draw_noise(
     """Standard normal noise (B, ...) from CPU generators, moved to where ``like`` lives.
 
     The same seed therefore gives the same noise on every device.
+
+    Raises:
+        InputError: a list of generators of another length than B.
     """
     if isinstance(generator, Sequence):
+        if len(generator) != shape[0]:
+            raise InputError(
+                f"give one generator, or one for each of {shape[0]} images; got {len(generator)}"
+            )
         eps = torch.stack([torch.randn(*shape[1:], generator=g) for g in generator])
     else:
         eps = torch.randn(*shape, generator=generator)
@@ -77,7 +85,7 @@ def ddpm(
         InputError: ``times`` does not decrease to 0 or leaves the schedule.
     """
     x = x_T
-    for t, s in _pairs(schedule, times):
+    for t, s in pairs(schedule, times):
         a_t, a_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
         x0_hat = _x0_hat(x, denoise(x, _batch_of(t, x)), a_t)
         a_ts = a_t / a_s  # what the steps s+1..t leave of the signal power
@@ -114,7 +122,7 @@ def ddim(
     if not 0 <= eta <= 1:
         raise InputError(f"eta must lie between 0 and 1, got {eta}")
     x = x_T
-    for t, s in _pairs(schedule, times):
+    for t, s in pairs(schedule, times):
         a_t, a_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
         eps = denoise(x, _batch_of(t, x))
         x0_hat = _x0_hat(x, eps, a_t)
@@ -151,7 +159,7 @@ def heun(
         InputError: ``times`` does not decrease to 0 or leaves the schedule.
     """
     x = x_T
-    for t, s in _pairs(schedule, times):
+    for t, s in pairs(schedule, times):
         a_t, a_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
         eps = denoise(x, _batch_of(t, x))
         x0_hat = _x0_hat(x, eps, a_t)
@@ -187,7 +195,7 @@ def dpm_solver_pp(
         InputError: ``times`` does not decrease to 0 or leaves the schedule.
     """
     x, log_snr, before = x_T, schedule.log_snr, None
-    for t, s in _pairs(schedule, times):
+    for t, s in pairs(schedule, times):
         a_t, a_s, h = schedule.alpha_bar[t], schedule.alpha_bar[s], log_snr[s] - log_snr[t]
         x0_hat = x0_mid = _x0_hat(x, denoise(x, _batch_of(t, x)), a_t)
         if before is not None and s > 0:
@@ -218,7 +226,12 @@ def make_sampler(name: str, eta: float = 0.0) -> Sampler:
 
 
 def evaluations(name: str, steps: int) -> int:
-    """How often the sampler called ``name`` calls the network in so many steps."""
+    """How often the sampler called ``name`` calls the network in so many steps.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    make_sampler(name)
     return 2 * steps - 1 if name == "heun" else steps
 
 
@@ -241,7 +254,12 @@ def _batch_of(t: int, x: Tensor) -> Tensor:
     return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
 
 
-def _pairs(schedule: NoiseSchedule, times: Sequence[int]) -> Iterator[tuple[int, int]]:
+def pairs(schedule: NoiseSchedule, times: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring times of a grid: from each a step leads to the next.
+
+    Raises:
+        InputError: the grid does not decrease from at most T to 0.
+    """
     times = [int(t) for t in times]
     falls = all(t > s for t, s in pairwise(times))
     if len(times) < 2 or not falls or times[-1] != 0 or times[0] > schedule.T:

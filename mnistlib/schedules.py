@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """The cumulative signal power of every time, and all that follows from it.
 
@@ -130,10 +130,12 @@ def make_schedule(name: str, T: int = 1000) -> NoiseSchedule:
     """The schedule called ``name`` (a key of ``SCHEDULES``) with T noise levels.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or T is not positive.
     """
     if name not in SCHEDULES:
         raise InputError(f"unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+    if T < 1:
+        raise InputError(f"a schedule needs T of 1 or more, got {T}")
     return SCHEDULES[name](T)
 
 
@@ -156,7 +158,7 @@ def uniform_times(T: int, steps: int) -> list[int]:
 
 
 def leading_times(T: int, steps: int) -> list[int]:
-    """Evenly spaced times that end in 1, 0 and begin a whole step below T.
+    """Evenly spaced times that end in 1, 0; where steps divide T they begin a whole step below T.
 
     It is the grid called "leading" by Lin et al. 2024, table 2, who show what is wrong with it:
     the sampler starts at a time that still holds signal, with pure noise.
@@ -184,8 +186,9 @@ def log_snr_times(schedule: NoiseSchedule, steps: int, lowest: float = -10.2) ->
     """Times whose log-SNR is evenly spaced, down to time 1, then 0 (Lu et al. 2022).
 
     The first is T, unless the log-SNR falls below ``lowest`` on the way, as the cosine schedule's
-    does: then it is the last time above. Less than 1 part in 20,000 of the variance is signal
-    there, so that pure noise may stand for x_t, and no step is spent on what is noise alone.
+    does: then it is the last time above. With T of 500 or more, less than 1 part in 20,000 of the
+    variance is signal there, so that pure noise may stand for x_t, and no step is spent on what is
+    noise alone. Coarser cosine schedules jump past ``lowest`` in their last step.
 
     Raises:
         InputError: ``steps`` is not between 1 and the first time.

@@ -56,7 +56,7 @@ def as_json(settings: Any) -> str:
 
 
 # What matters when a training is saved or judged, and to no weight.
-_AFTERWARDS = {"checkpoint_every", "judged", "judge_steps", "judge_grid", "judge_eta"}
+_AFTERWARDS = {"checkpoint_every", "snapshots", "judged", "judge_steps", "judge_grid", "judge_eta"}
 
 
 def check_unchanged(settings: Any, path: Path) -> None:

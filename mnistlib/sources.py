@@ -16,10 +16,16 @@ def learnt(settings: Any, profile: str) -> tuple[Data, Data | None]:
 
     Of digits that is MNIST without those that the settings hold out, and the test digits. Where
     the settings name a folder, they are its pictures without those held out, and these.
+
+    Raises:
+        InputError: a network is to be told, or to name, fewer classes than the digits have.
     """
     if hasattr(settings, "folder"):
         return pictures_of(settings)
     digits, test = digits_of(profile)
+    for shape in (settings.model, getattr(settings, "classifier", None)):
+        if 0 < (classes := getattr(shape, "classes", 0)) <= int(digits.labels.max()):
+            raise InputError(f"digits have 10 classes, not {classes}; change classes")
     return (holdout(digits, settings.held_out)[0] if settings.held_out else digits), test
 
 

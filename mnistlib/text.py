@@ -39,7 +39,8 @@ def split(text: str) -> list[str]:
     Case, punctuation, spaces and invisible marks do not matter; full-width and half-width forms
     are the same.
     """
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    seen = "".join(c for c in text if unicodedata.category(c) != "Cf")  # soft hyphens and the like
+    found = _WORD.findall(unicodedata.normalize("NFKC", seen).casefold())
     return [word for word in found if unicodedata.category(word[0])[0] not in "PCM"]
 
 
@@ -144,8 +145,8 @@ class TextConfig:
         for word in self.vocabulary:
             if split(word) != [word]:
                 raise InputError(f"{word!r} is not one word as prompts are split: {split(word)}")
-        if self.max_length < 2 or self.layers < 1:
-            raise InputError("a text encoder needs max_length 2 or more, and one layer at least")
+        if self.max_length < 2 or min(self.layers, self.width) < 1:
+            raise InputError("a text encoder needs max_length of 2, layers and width of 1 or more")
 
 
 class TextBlock(nn.Module):

@@ -191,7 +191,7 @@ def _naming(settings: PromptSettings, latents: Tensor, labels: Tensor):
 def _begin(settings: PromptSettings) -> nn.Module:
     """The untrained network, a function of the seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.train.seed)
+        torch.default_generator.manual_seed(settings.train.seed)
         return UNet(settings.model) if settings.model.classes else text_to_image(settings)
 
 

@@ -7,7 +7,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,16 @@ from mnistlib.checkpoints import read_tensors, write_tensors
 from mnistlib.data import generator_for
 from mnistlib.types import InputError
 
-__all__ = ["Ema", "TrainConfig", "TrainStep", "fit", "learning_rate", "moved", "pick_device"]
+__all__ = [
+    "Ema",
+    "TrainConfig",
+    "TrainStep",
+    "fit",
+    "learning_rate",
+    "moved",
+    "pick_device",
+    "used_precision",
+]
 
 Batch = tuple[Tensor, ...]
 
@@ -39,6 +48,9 @@ class TrainConfig:
         precision: "fp32", "bf16" (autocast), or "auto": bf16 where the device has it natively.
         seed: everything random in the training is a function of it and of the step.
         checkpoint_every: steps between two saved states.
+
+    Raises:
+        InputError: one of them cannot be used.
     """
 
     steps: int
@@ -51,6 +63,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 class TrainStep(NamedTuple):
@@ -116,10 +131,9 @@ def fit(
             yielded again: whoever was cut may not have written it down yet.
 
     Raises:
-        InputError: the settings cannot be used, there is nothing to resume from or it belongs to
-            another configuration, or the loss or its gradient is not finite.
+        InputError: there is nothing to resume from or it belongs to another configuration, or the
+            loss or its gradient is not finite.
     """
-    _check(config)
     if resume and state is None:
         raise InputError("resume needs the file that the state was saved to")
     if not resume and state is not None and Path(state).exists():
@@ -162,11 +176,13 @@ def _check(config: TrainConfig) -> None:
     for name in ("steps", "lr", "clip", "checkpoint_every"):
         if not getattr(config, name) > 0:  # catches nan as well
             raise InputError(f"{name} must be positive, got {getattr(config, name)}")
-    if not (config.weight_decay >= 0 and 0 <= config.ema < 1):
-        raise InputError(
-            f"weight_decay must not be negative and ema must lie in [0, 1), "
-            f"got {config.weight_decay} and {config.ema}"
-        )
+    for name in ("weight_decay", "warmup", "seed"):
+        if not getattr(config, name) >= 0:
+            raise InputError(f"{name} must not be negative, got {getattr(config, name)}")
+    if config.seed >= 2**63:
+        raise InputError(f"seed must lie below 2^63, got {config.seed}")
+    if not 0 <= config.ema < 1:
+        raise InputError(f"ema must lie in [0, 1), got {config.ema}")
     if config.decay not in ("constant", "cosine"):
         raise InputError(f"unknown decay {config.decay!r}; choose constant or cosine")
     if config.precision not in ("auto", "fp32", "bf16"):
@@ -179,10 +195,16 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return type(batch)._make(tensors) if hasattr(batch, "_make") else tuple(tensors)
 
 
+def used_precision(device: torch.device, precision: str) -> str:
+    """What a precision comes to on a device: "fp32" or "bf16"."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_native_bf16(device) else "fp32"
+
+
 def _autocast(device: torch.device, precision: str):
-    if precision == "bf16" or (precision == "auto" and _has_native_bf16(device)):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    bf16 = used_precision(device, precision) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def _has_native_bf16(device: torch.device) -> bool:
@@ -195,8 +217,11 @@ def _has_native_bf16(device: torch.device) -> bool:
 @contextmanager
 def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Dropout too is a function of (seed, step); the caller's random state is given back after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(generator_for(seed, step, 1).initial_seed())
+    key, cuda = generator_for(seed, step, 1).initial_seed(), device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(key)
+        if cuda:
+            torch.cuda.manual_seed_all(key)
         yield
 
 

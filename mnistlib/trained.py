@@ -60,6 +60,11 @@ class Trained(NamedTuple):
         """The network of a diffusion model as a function (x_t, t) -> eps_hat, without gradients."""
         return torch.no_grad()(as_eps(self.model, self.schedule, self.settings.predicts))
 
+    def to(self, device: torch.device) -> "Trained":
+        """The same on a device, the autoencoder too."""
+        vae = None if self.vae is None else self.vae.to(device)
+        return self._replace(model=self.model.to(device), vae=vae)
+
     def spent(self, what: str) -> float:
         """The ``images_seen`` or ``seconds`` of the training and of all that it started from."""
         return self.record[what] + self.record.get("started_from", {what: 0})[what]

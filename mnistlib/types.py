@@ -39,7 +39,8 @@ class Step(NamedTuple):
     Attributes:
         t: the time at which ``x_t`` now lives; 0 means clean data.
         x_t: the sample at time ``t``, shape (B, C, H, W).
-        x0_hat: the guess of the clean image that this step used, shape (B, C, H, W).
+        x0_hat: the clean image that this step went towards, shape (B, C, H, W): the guess where it
+            began, or what a sampler of second order made of two guesses.
     """
 
     t: int

@@ -18,6 +18,7 @@ from mnistlib.layers import (
     Upsample,
     _norm,
     _zero,
+    check_widths,
     resampling,
 )
 from mnistlib.settings import added
@@ -72,8 +73,9 @@ class UNetConfig:
     resampling: Resampling = added("plain")
 
     def __post_init__(self) -> None:
-        if not self.widths or self.blocks < 1:
-            raise InputError("a UNet needs at least one level and one block per level")
+        check_widths(self.widths)
+        if min(self.blocks, self.in_channels, self.out_channels) < 1:
+            raise InputError("blocks, in_channels and out_channels must be 1 or more")
         if any(not 0 <= level < len(self.widths) for level in self.attention):
             raise InputError(
                 f"attention levels {self.attention} must lie in 0..{len(self.widths) - 1}"

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnistlib.layers import Downsample, ResidualBlock, SelfAttention, Upsample, _norm
+from mnistlib.layers import (
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    _norm,
+    check_widths,
+)
 from mnistlib.types import InputError
 
 __all__ = ["Posterior", "Vae", "VaeConfig", "vae_loss"]
@@ -35,6 +42,7 @@ class VaeConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
+        check_widths(self.widths)
         if len(self.widths) not in (3, 4):
             raise InputError(f"an autoencoder needs 3 or 4 widths, got {len(self.widths)}")
         if self.in_channels not in (1, 3):
@@ -148,7 +156,7 @@ class Vae(nn.Module):
                 f"this autoencoder reads (B, {channels}, H, W) with sides divisible by {down}, "
                 f"got {tuple(x.shape)}"
             )
-        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        mean, log_var = self.encoder(x).float().chunk(2, dim=1)  # the KL cancels in bfloat16
         return Posterior(mean, log_var.clamp(-30, 20))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -184,7 +192,7 @@ def vae_loss(vae: Vae, x: Tensor, eps: Tensor, kl_weight: float) -> Tensor:
     """
     reconstruction, posterior = vae(x, eps)
     error = (reconstruction.float() - x).square().flatten(1).sum(1)
-    return (error + kl_weight * posterior.kl().float()).mean() / x[0].numel()
+    return (error + kl_weight * posterior.kl()).mean() / x[0].numel()
 
 
 def _middle(c: VaeConfig) -> nn.Sequential:

@@ -165,6 +165,8 @@ class _Watcher:
     def keep(self, step: TrainStep, found: dict[str, float]) -> None:
         """Save the averaged model as the best so far."""
         record: dict[str, Any] = {"recipe": self.name, "step": step.step, self.of: found}
+        record["images_seen"] = step.step * self.settings.batch_size
+        record["seconds"] = read_rows(self.out / "journal.csv")[-1][2]
         if self.before is not None:
             record["vae"] = self.before.record["sha256"]
         checkpoints.save(self.out / "best.safetensors", step.ema, asdict(self.settings), record)

@@ -37,7 +37,7 @@ def _trained() -> DigitFeatures:
 @cache
 def _untrained() -> DigitFeatures:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return DigitFeatures(_trained().config).eval()
 
 

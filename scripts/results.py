@@ -70,7 +70,9 @@ def table():
         + f"""
 
 The real floor is the distance of the {e["floor_digits"]:,} real test digits to the 60,000; on these
-features it is {e["floor"]:.4f}. Quality against network calls, of 5,000 samples of `ddpm` each:
+features it is {e["floor"]:.4f}. Quality against network calls, of 5,000 samples of the network
+`ddpm` each: a line names the sampler and its time grid, and has a number for each of two seeds.
+The reference is the sampler that is called `ddpm` too, with 250 calls.
 
 ```
 {final_table(read_record("sampling_final")["rows"])}
@@ -160,8 +162,11 @@ def training(trained, start=None):
     images, minutes = cost("images_seen"), cost("seconds") / 60
     threads = f"{r['threads']} thread" + "s" * (int(r["threads"]) > 1)
     device = f"{threads} of a CPU" if r["device"] == "cpu" else r["device"]
-    begin = f", from earlier weights of `{start}`" if start else ""
-    return f"{images:,} images in {minutes:.0f} minutes on {device}{begin}"
+    if start:
+        device += f", from earlier weights of `{start}`"
+    elif "started_from" in r:  # each part may have had another number of threads
+        device = f"a {r['device'].upper()}, in parts"
+    return f"{images:,} images in {minutes:.0f} minutes on {device}"
 
 
 def renewed(text):

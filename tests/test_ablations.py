@@ -199,3 +199,19 @@ def test_a_run_that_two_ablations_share_is_made_once(counted, tmp_path, monkeypa
         ("also ten", 11),
         ("thirty", 31),
     ]
+
+
+def test_unknown_names_are_refused_before_anything_is_run(monkeypatch):
+    monkeypatch.setattr(ablations, "run", lambda name: pytest.fail("ran"))
+    with pytest.raises(InputError, match="unknown ablation 'nope'"):
+        ablations.main(["floors", "nope"])
+
+
+def test_a_variant_that_is_gone_gives_its_row_to_none(tmp_path, monkeypatch):
+    """Not even to one whose settings are None."""
+    both = {name: ablations.Ablation(dict, {"new": None}, (0,)) for name in ("one", "two")}
+    monkeypatch.setattr(ablations, "ABLATIONS", both)
+    ablations.write_record(tmp_path / "one.json", "one", [{"variant": "old", "seed": 0, "x": 1}])
+    assert ablations._run_before(dict, None, 0, tmp_path) is None
+    ablations.write_record(tmp_path / "one.json", "one", [{"variant": "new", "seed": 0, "x": 1}])
+    assert ablations._run_before(dict, None, 0, tmp_path) == {"x": 1}

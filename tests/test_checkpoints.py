@@ -436,3 +436,9 @@ def test_shipped_text_to_image_heeds_slant_and_stroke(kind, attribute, goal):
 def test_shipped_text_to_image_understands_both_languages():
     english, chinese = (metrics_of("text_to_image")[k]["asked"] for k in ("English", "Chinese"))
     assert chinese["share"] >= english["share"] - 0.02
+
+
+def test_models_that_could_not_be_loaded_are_not_saved(tmp_path):
+    with pytest.raises(InputError, match="Linear is no model of this library"):
+        checkpoints.save(tmp_path / "a.safetensors", nn.Linear(2, 2), {}, {})
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ import torch
 from PIL import Image, ImageSequence
 
 from mnistlib import cli, data, drawing, judging, recipes
-from mnistlib.data import generator_for, read_pngs, to_uint8
+from mnistlib.data import generator_for, to_uint8
 from mnistlib.editing import image_to_image, inpaint
 from mnistlib.guidance import bind
 from mnistlib.latent import encode
 from mnistlib.metrics import wilson_interval
 from mnistlib.obedience import KINDS, agreements, draw_prompts, obedience
 from mnistlib.objective import as_eps
+from mnistlib.pngs import read_pngs
 from mnistlib.samplers import SAMPLERS, ddim
 from mnistlib.scenes import draw_scenes, measured
 from mnistlib.schedules import GRIDS
@@ -120,6 +122,15 @@ def flip(path, position=-1):
         (("ddpm", *SMOKE, "--set", "steps=many"), "steps='many' cannot be used"),
         (("ddpm", *SMOKE, "--set", "steps=0"), "steps must be positive"),
         (("ddpm", *SMOKE, "--set", "batch_size=0"), "batch_size"),
+        (("ddpm", *SMOKE, "--set", "heads=0"), "channels do not divide into 0 heads"),
+        (("ddpm", *SMOKE, "--set", "dropout=2"), "dropout must lie between 0 and 1, got 2"),
+        (("ddpm", *SMOKE, "--set", "seed=-1"), "seed must not be negative, got -1"),
+        (("ddpm", *SMOKE, "--set", "T=-5"), "a schedule needs T of 1 or more, got -5"),
+        (("ddpm", *SMOKE, "--set", "widths=0,8", "--set", "attention=1"), "each level needs a"),
+        (("ddpm", *SMOKE, "--set", "out_channels=2"), "the network answers"),
+        (("digit_features", *SMOKE, "--set", "widths="), "each level needs a width"),
+        (("digit_features", *SMOKE, "--set", "classes=5"), "digits have 10 classes, not 5"),
+        (("digit_features", *SMOKE, "--set", "shift=-1"), "shift must not be negative, got -1"),
         (("ddpm", *SMOKE, "--set", "predicts=noise"), "choose one of eps, x0, v"),
         (("ddpm", *SMOKE, "--resume"), "does not exist"),
         (("ddpm", *SMOKE, "--init", "none.safetensors"), "none.safetensors does not exist"),
@@ -365,12 +376,54 @@ def test_video_is_an_mp4_and_a_gif(done, world):
         (("video", "--digits", "9-0"), "names no digits"),
         (("video", "--digits", "0-12"), "names no digits"),
         (("trajectory", "--digits", ""), "names no digits"),
-        (("trajectory", "--steps", 3, "--snapshots", 4), "cannot take 4 snapshots of 3 steps"),
+        (
+            ("trajectory", "--steps", 3, "--snapshots", 4),
+            "4 snapshots need as many steps; give --steps 4",
+        ),
         (("evaluate", "vae"), "vae neither draws digits nor names them"),
+        (("sample", "--digit", 5, "--scale", "nan"), "the scale must be a number, got nan"),
+        (("generate", "latent", "--scale", "inf"), "the scale must be a number, got inf"),
+        (("sample", "--digit", 5, "--out", "a.jpg"), "a.jpg cannot be a PNG file"),
+        (("sample", "--digit", 5, "--out", "folder.png"), "folder.png cannot be a PNG file"),
+        (("trajectory", "--out", "clip.mp4"), "clip.mp4 cannot be a PNG file"),
+        (("video", "--out", "."), ". cannot be the name of two films"),
+        (("video", "--out", "film"), "film cannot be the name of two films"),
+        (("video", "--digits", "5-"), "'5-' names no digits"),
+        (
+            ("sample", "--digit", 5, "--steps", 1, "--out", "file/a.png"),
+            "file: File exists; choose",
+        ),
+        (("generate", "latent", "--steps", 1, "--out", "file"), "file: "),
+        (("sample", "--steps", 0, "--all"), "Invalid value for '--steps'"),
+        (("sample", "--seed", -1, "--all"), "Invalid value for '--seed'"),
+        (("sample", "--colour", "red"), "No such option"),
+        (("draw",), "No such command 'draw'"),
+        (("train",), "Missing argument"),
     ],
 )
-def test_pictures_that_cannot_be_drawn_are_refused(refused, args, reason):
+def test_pictures_that_cannot_be_drawn_are_refused(refused, world, args, reason):
+    (world / "file").touch()
+    (world / "folder.png").mkdir()
+    (world / "film.gif").mkdir()
     assert reason in refused(*args)
+
+
+def test_without_a_command_the_help_is_shown(command):
+    status, out, err = command()
+    assert (status, err) == (0, "")
+    assert "trajectory" in out
+
+
+@pytest.mark.parametrize(
+    ("out", "names"),
+    [
+        ("run.1", ["run.1.mp4", "run.1.gif"]),
+        ("a/film.gif", ["a/film.mp4", "a/film.gif"]),
+        ("film", ["film.mp4", "film.gif"]),
+    ],
+)
+def test_a_film_keeps_its_name(out, names):
+    assert [str(path) for path in drawing.film_files(Path(out))] == names
 
 
 # ---- evaluate ------------------------------------------------------------------------------

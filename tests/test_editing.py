@@ -397,3 +397,24 @@ def test_times_that_no_sampler_walks_are_refused(times):
 def test_a_series_of_one_is_refused():
     with pytest.raises(InputError, match="2 or more noises, got 1"):
         interpolate(numbers(1, 1, 2, 2), numbers(1, 1, 2, 2), 1)
+
+
+@pytest.mark.parametrize("times", [[0, 5, 10], [10, 5], [5]])
+def test_grids_that_do_not_fall_to_zero_are_refused(times):
+    known = {"known": PICTURE, "mask": MASK}
+    for run in (
+        inverted(denoiser(), SCHEDULE, PICTURE, times),
+        inpaint(denoiser(), SCHEDULE, PICTURE, times, **known),
+    ):
+        with pytest.raises(InputError, match="times must decrease"):
+            list(run)
+
+
+def test_a_mask_may_be_bool():
+    def repainted(mask):
+        generator = torch.Generator().manual_seed(0)
+        how = {"known": PICTURE, "mask": mask, "generator": generator}
+        *_, last = inpaint(denoiser(), SCHEDULE, PICTURE, [900, 400, 0], **how)
+        return last.x_t
+
+    assert torch.equal(repainted(MASK.bool()), repainted(MASK))

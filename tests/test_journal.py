@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnistlib.journal import Journal
+from mnistlib.journal import Journal, read_rows
 
 
 def test_a_resumed_run_knows_its_past(tmp_path):
@@ -43,3 +43,11 @@ def test_the_curve_is_thinned(losses):
     assert len(thin) == -(-len(losses) // size) <= 200
     assert thin[0] == pytest.approx(np.mean(losses[:size]), abs=1e-5)
     assert thin[-1] == pytest.approx(np.mean(losses[(len(thin) - 1) * size :]), abs=1e-5)
+
+
+@pytest.mark.parametrize("last", ["25", "251,0.5", "\0\0\0\0"])
+def test_a_last_line_that_was_cut_is_left_out(tmp_path, last):
+    """Of "251,0.5,25.1" only "25" may have reached the disk, and that is another step."""
+    path = tmp_path / "journal.csv"
+    path.write_text(f"step,loss,seconds\n249,0.5,24.9\n250,0.5,25.0\n{last}")
+    assert [row[0] for row in read_rows(path)] == [249, 250]

@@ -10,13 +10,19 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from test_attention import MASK, alive, close, numbers
 from torch import nn
 
+from mnistlib.classifier import DigitFeaturesConfig, NoisyClassifierConfig
 from mnistlib.layers import (
     AdditiveBlock,
     PassThrough,
     ResidualBlock,
+    SelfAttention,
     SpatialTransformer,
+    TimeEmbedding,
     resampling,
 )
+from mnistlib.types import InputError
+from mnistlib.unet import UNetConfig
+from mnistlib.vae import VaeConfig
 
 RESIZE = {"down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2.0, mode="nearest")}
 TIME_MIX = {AdditiveBlock: "default", ResidualBlock: "scale_shift"}
@@ -122,3 +128,27 @@ def test_memory_format_does_not_matter():
 def test_pass_through_hears_nothing():
     x, words = numbers(2, 16, 3, 4), numbers(2, 5, 12)
     assert PassThrough()(x, words, MASK) is x
+
+
+def test_blocks_that_cannot_be_built_are_refused():
+    for build, reason in [
+        (lambda: SelfAttention(8, heads=0), "8 channels do not divide into 0 heads"),
+        (lambda: SelfAttention(8, heads=-4), "8 channels do not divide into -4 heads"),
+        (lambda: ResidualBlock(8, 8, None, dropout=2.0), "dropout must lie between 0 and 1"),
+        (lambda: TimeEmbedding(7), "must be even and positive, got 7"),
+        (lambda: TimeEmbedding(-2), "must be even and positive, got -2"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            build()
+
+
+@pytest.mark.parametrize("widths", [(), (0, 8), (8, -8)])
+@pytest.mark.parametrize("config", [UNetConfig, DigitFeaturesConfig, NoisyClassifierConfig])
+def test_levels_without_channels_are_refused(config, widths):
+    with pytest.raises(InputError, match="each level needs a width of 1 or more"):
+        config(widths=widths)
+
+
+def test_a_level_of_an_autoencoder_without_channels_is_refused():
+    with pytest.raises(InputError, match="each level needs a width of 1 or more"):
+        VaeConfig(widths=(0, 8, 16))

@@ -1,6 +1,7 @@
 """The house stands: each file imports from lower layers only, and none grows out of hand."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_every_file_has_a_layer():
 def test_imports_point_down(name):
     upward = {other for other in siblings(name) if LAYERS[other] >= LAYERS[name]}
     assert upward == set(), f"{name} (layer {LAYERS[name]}) may not import these"
+
+
+def test_the_reference_names_every_file_from_the_ground_up():
+    text = (PACKAGE.parent / "book" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"automodule:: mnistlib\.(\w+)$", text, re.MULTILINE)
+    assert sorted(named) == sorted(set(FILES) - {"__init__", "__main__", "cli"})
+    assert [LAYERS[name] for name in named] == sorted(LAYERS[name] for name in named)
 
 
 @pytest.mark.parametrize("name", FILES)

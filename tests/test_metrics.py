@@ -393,3 +393,8 @@ def test_prompt_accuracy_counts_what_was_named():
     counts = {name: (share.right, share.of) for name, share in accuracy.items()}
     assert counts == {"digit": (2, 3), "ink": (1, 2), "stroke": (1, 1), "everything": (1, 3)}
     assert accuracy["ink"][2:] == wilson_interval(1, 2)
+
+
+def test_features_of_another_length_are_refused():
+    with pytest.raises(InputError, match=r"cannot compare \(5,\) with \(4,\)"):
+        precision_recall(features(10, 4, 0), features(10, 5, 1))

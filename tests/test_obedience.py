@@ -164,3 +164,9 @@ def test_each_digit_has_its_ink():
         assert found[-1] in (None, agreement(named, seen)["ink"])
     # 6 pairs of digits and 6 of inks can be asked for; of the four that show them two are right
     assert found.count(True) == found.count(False) == 6 * 6 * 2
+
+
+@pytest.mark.parametrize("seed", [1333, 1744])
+def test_there_are_as_many_prompts_as_asked_for(pool, seed):
+    """With these seeds the first sixteen scenes gave fewer than four that name the combination."""
+    assert all(len(draw_prompts(pool, kind, 4, seed)) == 4 for kind in KINDS)

@@ -314,3 +314,16 @@ def test_unknown_prediction_is_refused():
 def test_unknown_weighting_is_refused():
     with pytest.raises(InputError, match="'snr'; choose simple, elbo or min_snr"):
         loss_weight(torch.ones(1, dtype=torch.int64), linear(10), "eps", "snr")
+
+
+def test_an_answer_of_another_shape_is_refused():
+    batch = NoisyBatch(numbers(2, 1, 4, 4), torch.tensor([1, 9]), numbers(2, 1, 4, 4, seed=1))
+    with pytest.raises(InputError, match=r"answers \(2, 2, 4, 4\), not \(2, 1, 4, 4\)"):
+        diffusion_loss(lambda x, t: x.repeat(1, 2, 1, 1), batch, cosine())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("t", [0, 1001])
+def test_losses_are_weighted_at_times_of_the_schedule(weighting, t):
+    with pytest.raises(InputError, match=r"times 1\.\.1000"):
+        loss_weight(torch.tensor([5, t]), cosine(), "v", weighting)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from mnistlib import jobs, latent, recipes, sources
+from mnistlib import checkpoints, jobs, latent, recipes, sources
 from mnistlib.data import generator_for, holdout, mnist, to_images
 from mnistlib.metrics import frechet_to
 from mnistlib.objective import add_noise
@@ -486,6 +486,15 @@ def test_the_autoencoder_may_be_a_file_and_must_be_one(world):
     assert recipes.load("out/latent.safetensors").settings == settings
     settings = recipes.settings_of("latent", "smoke", QUICK | {"vae": "ddpm"})
     with pytest.raises(InputError, match="ddpm is not an autoencoder"):
+        next(recipes.train("latent", settings, profile="smoke"))
+
+
+def test_latents_that_were_not_measured_are_refused(world):
+    """As those of ``best.safetensors``: only the judge of a finished training measures them."""
+    vae = recipes.find("vae")
+    checkpoints.save("best.safetensors", vae.model, asdict(vae.settings), {"recipe": "vae"})
+    settings = recipes.settings_of("latent", "smoke", QUICK | {"vae": "best.safetensors"})
+    with pytest.raises(InputError, match=r"the latents of best\.safetensors were not measured"):
         next(recipes.train("latent", settings, profile="smoke"))
 
 

@@ -569,3 +569,16 @@ def test_bad_eta_is_refused(eta):
 def test_unknown_sampler_is_refused():
     with pytest.raises(InputError, match="'euler'; choose one of ddpm, ddim, heun, dpm_solver_pp"):
         make_sampler("euler")
+
+
+def test_as_many_generators_as_images():
+    two = [torch.Generator().manual_seed(i) for i in range(2)]
+    with pytest.raises(InputError, match="one for each of 4 images; got 2"):
+        draw_noise((4, 1, 2, 2), generator=two)
+    with pytest.raises(InputError, match="one for each of 1 images; got 2"):
+        next(ddpm(lambda x, t: x, cosine(), torch.zeros(1, 1, 2, 2), [9, 5, 0], generator=two))
+
+
+def test_evaluations_of_an_unknown_sampler():
+    with pytest.raises(InputError, match="unknown sampler 'euler'"):
+        evaluations("euler", 5)

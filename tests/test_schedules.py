@@ -255,3 +255,16 @@ def test_impossible_number_of_steps_is_refused(steps):
 def test_unknown_grid_is_refused():
     with pytest.raises(InputError, match="'karras'; choose one of uniform, leading, quadratic"):
         make_times("karras", linear(), 5)
+
+
+@pytest.mark.parametrize("T", [0, -5])
+def test_a_schedule_needs_times(T):
+    with pytest.raises(InputError, match=f"needs T of 1 or more, got {T}"):
+        make_schedule("linear", T)
+
+
+def test_schedules_can_be_compared():
+    """By identity: two tensors have no truth value."""
+    schedule = linear()
+    assert schedule == schedule
+    assert schedule != linear()

@@ -270,3 +270,7 @@ def test_configuration_survives_json():
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         TextEncoder(replace(CONFIG, **changes))
+
+
+def test_invisible_marks_do_not_cut_words():
+    assert split("se\u00adven re\u200bd") == ["seven", "red"]

@@ -400,3 +400,16 @@ def test_settings_that_cannot_be_used(tmp_path, change):
     with pytest.raises(InputError, match=next(iter(change))):
         next(fitting(replace(SHORT, **change), state=state))
     assert not state.exists()
+
+
+@pytest.mark.parametrize("name", ["warmup", "seed", "weight_decay"])
+def test_negative_settings_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} must not be negative, got -1"):
+        next(fitting(replace(SHORT, **{name: -1})))
+
+
+def test_training_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
+    """Its random state is the caller's, and nobody puts it back."""
+    run = fitting()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded the GPU"))
+    next(run)

@@ -51,6 +51,8 @@ def test_shapes_there_and_back(config, size, shape):
     posterior = vae.encode(x)
     assert posterior.mean.shape == posterior.log_var.shape == (2, *shape)
     assert latent.latent_shape(vae, size) == shape
+    with pytest.raises(InputError, match="sides must be divisible by"):
+        latent.latent_shape(vae, size + 1)
     reconstruction, _ = vae(x, numbers(2, *shape))
     assert reconstruction.shape == x.shape
     assert reconstruction.std() > 0.01
@@ -188,3 +190,20 @@ def test_pictures_that_do_not_fit_are_refused(shape):
 def test_latents_of_other_channels_are_refused():
     with pytest.raises(InputError, match=r"reads latents \(B, 4, h, w\), got \(1, 2, 4, 4\)"):
         Vae(SMALL).decode(torch.zeros(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("log_var", [0.01, -0.05])
+def test_kl_does_not_cancel_under_autocast(log_var):
+    """Near the prior nearly all of var - 1 - log var cancels; eight bits would leave noise."""
+    vae = Vae(SMALL)
+    with torch.no_grad():
+        for p in vae.encoder.conv_out.parameters():
+            p.zero_()
+        vae.encoder.conv_out.bias[SMALL.latent_channels :] = log_var
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(numbers(2, 1, 8, 8))
+        found = posterior.kl()
+    seen = float(posterior.log_var[0, 0, 0, 0])  # bfloat16 rounds it first
+    exact = 0.5 * posterior.mean[0].numel() * (math.exp(seen) - 1 - seen)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.full((2,), exact), rtol=1e-3, atol=0)

@@ -116,7 +116,10 @@ def test_a_mode_leaves_its_logs_pictures_and_checkpoints(trained):
     found = sorted(path.name for path in out.glob("*_000*.png"))
     assert found == [f"{picture}_{n:05d}.png" for n in MEASURED if picture]
     # The best weights can be used, the state resumed, and the curve looked at.
-    assert recipes.load(out / "best.safetensors").record["step"] in MEASURED
+    best = recipes.load(out / "best.safetensors")
+    assert best.record["step"] in MEASURED
+    assert best.spent("images_seen") == best.record["step"] * best.settings.batch_size
+    assert best.spent("seconds") >= 0
     assert checkpoints.read_tensors(out / "state.safetensors")[1]["step"] == STEPS
     assert pixels(out / "loss.png").shape[1] > 500
 
