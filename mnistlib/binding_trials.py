@@ -62,7 +62,7 @@ SHOWN = (
     "a red zero and a purple one on yellow",
     "a purple zero and a red one on yellow",
 )
-"""What each network draws for its record: the fifth, sixth and eighth were held out."""
+"""What each network draws for its record; the fifth, sixth and eighth were held out."""
 
 
 def inks_of(named: Scene) -> int:

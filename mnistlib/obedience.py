@@ -32,7 +32,7 @@ KINDS = {
     "two digits, seen": (1.0, False),
     "two digits, held out": (1.0, True),
 }
-"""Kinds of scenes: the share with two digits, and whether the combination was held out."""
+"""Of each kind of scenes the share with two digits, and whether the combination was held out."""
 
 ASKED = {1: ("digit", "ink", "paper"), 2: ("digit", "ink", "places")}
 """What must all be right, as far as it is named, in scenes of one digit and of two."""

@@ -39,8 +39,8 @@ def split(text: str) -> list[str]:
     Case, punctuation, spaces and invisible marks do not matter; full-width and half-width forms
     are the same.
     """
-    seen = "".join(c for c in text if unicodedata.category(c) != "Cf")  # soft hyphens and the like
-    found = _WORD.findall(unicodedata.normalize("NFKC", seen).casefold())
+    whole = text.replace("\u00ad", "")  # a soft hyphen stands inside of a word
+    found = _WORD.findall(unicodedata.normalize("NFKC", whole).casefold())
     return [word for word in found if unicodedata.category(word[0])[0] not in "PCM"]
 
 

@@ -329,8 +329,8 @@ def test_impossible_settings_are_refused(changes, reason):
     [
         ({"text_width": 8}, "context_dim 16 must be the text's width, 8"),
         ({"text_heads": 3}, "does not divide into 3 heads"),
-        ({"text_layers": 0}, "one layer at least"),
-        ({"max_length": 1}, "max_length 2 or more"),
+        ({"text_layers": 0}, "layers and width of 1"),
+        ({"max_length": 1}, "max_length of 2"),
         ({"classes": 10}, "a prompt needs classes=0"),
         ({"context_dim": 0, "pooled": False}, "needs pooled=True"),
         ({"vae": "digit_features"}, "digit_features is not an autoencoder"),

@@ -262,8 +262,8 @@ def test_configuration_survives_json():
         ({"vocabulary": ("dark red",)}, "'dark red' is not one word"),
         ({"vocabulary": ("红色",)}, "'红色' is not one word"),
         ({"vocabulary": (",",)}, r"',' is not one word as prompts are split: \[\]"),
-        ({"max_length": 1}, "max_length 2 or more"),
-        ({"layers": 0}, "one layer at least"),
+        ({"max_length": 1}, "max_length of 2"),
+        ({"layers": 0}, "layers and width of 1"),
         ({"heads": 3}, "16 does not divide into 3 heads"),
     ],
 )
@@ -272,5 +272,5 @@ def test_impossible_settings_are_refused(changes, message):
         TextEncoder(replace(CONFIG, **changes))
 
 
-def test_invisible_marks_do_not_cut_words():
-    assert split("se\u00adven re\u200bd") == ["seven", "red"]
+def test_soft_hyphens_do_not_cut_words():
+    assert split("se\u00adven red") == ["seven", "red"]

@@ -572,8 +572,8 @@ def test_another_number_of_channels_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": (), "attention": ()}, "at least one level"),
-        ({"blocks": 0}, "one block per level"),
+        ({"widths": (), "attention": ()}, "each level needs a width"),
+        ({"blocks": 0}, "must be 1 or more"),
         ({"attention": (2,)}, r"attention levels \(2,\) must lie in 0\.\.1"),
         ({"attention": (-1,)}, r"attention levels \(-1,\) must lie in 0\.\.1"),
         ({"classes": -1}, "must not be negative"),
