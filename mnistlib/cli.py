@@ -290,12 +290,11 @@ def trajectory(
 ) -> None:
     """Draw how digits come out of the noise: one row a digit or prompt, time runs to the right."""
     drawing.check_picture(out)
-    if snapshots > steps:
-        raise InputError(f"{snapshots} snapshots need as many steps; give --steps {snapshots}")
+    shown = film.spread(steps, snapshots)
     states = drawing.states(model, prompt or film.wanted_digits(digits), steps, scale, seed)
-    kept = film.spread(states, snapshots)
-    rows = torch.stack(kept, dim=1).flatten(0, 1)  # (digits, snapshots, C, H, W), row by row
-    data.write_png(out, film.sheet(rows, columns=len(kept)))
+    kept = torch.stack([states[i] for i in shown], dim=1)  # (digits, snapshots, C, H, W)
+    rows = kept.flatten(0, 1)
+    data.write_png(out, film.sheet(rows, columns=len(shown)))
     _say({"file": str(out), "images": len(rows)}, as_json)
 
 

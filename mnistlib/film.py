@@ -2,16 +2,15 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnistlib.data import to_uint8, write_atomically
+from mnistlib.data import to_uint8
 from mnistlib.types import InputError
 
-__all__ = ["encoded", "frames", "sheet", "spread", "wanted_digits", "write"]
+__all__ = ["encoded", "frames", "sheet", "spread", "wanted_digits"]
 
 PAPER = -0.1  # the grey between pictures
 BLOCK = 16  # the sides of a frame are multiples of it: video codecs ask for that
@@ -33,15 +32,15 @@ def wanted_digits(text: str) -> list[int]:
     return digits
 
 
-def spread(states: Sequence[Tensor], count: int) -> list[Tensor]:
-    """``count`` of the states at equal distances, the first and the last among them.
+def spread(steps: int, count: int) -> list[int]:
+    """``count`` of so many steps at equal distances, the first, 0, and the last among them.
 
     Raises:
         InputError: there are not so many.
     """
-    if not 2 <= count <= len(states):
-        raise InputError(f"cannot take {count} snapshots of {len(states)} steps; take 2 or more")
-    return [states[round(i * (len(states) - 1) / (count - 1))] for i in range(count)]
+    if not 2 <= count <= steps:
+        raise InputError(f"cannot take {count} snapshots of {steps} steps; take 2 to {steps}")
+    return [round(i * (steps - 1) / (count - 1)) for i in range(count)]
 
 
 def sheet(images: Tensor, columns: int, enlarge: int = 3, gap: int = 1) -> Tensor:
@@ -62,15 +61,6 @@ def frames(states: Sequence[Tensor], columns: int, hold: int = 15, enlarge: int 
     margins = [right // 2, right - right // 2, down // 2, down - down // 2]
     film = to_uint8(F.pad(film, margins, value=PAPER)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return torch.cat([film, film[-1:].expand(hold, -1, -1, -1)])
-
-
-def write(path: str | Path, frames: Tensor, fps: int) -> None:
-    """Write frames (N, H, W, 3) as .mp4 or .gif, whole or not at all.
-
-    Raises:
-        InputError: as ``encoded``.
-    """
-    write_atomically(path, encoded(frames, Path(path).suffix, fps))
 
 
 def encoded(frames: Tensor, suffix: str, fps: int) -> bytes:

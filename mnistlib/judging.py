@@ -54,7 +54,7 @@ def judge_folder(folder: Path, eye: Trained, metric: Any = None) -> dict[str, An
 
 
 def _digit(text: str) -> int:
-    if text.strip() not in "0123456789":
+    if int(text) not in range(10):
         raise ValueError(f"{text} is no digit")
     return int(text)
 

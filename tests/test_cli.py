@@ -125,6 +125,7 @@ def flip(path, position=-1):
         (("ddpm", *SMOKE, "--set", "heads=0"), "channels do not divide into 0 heads"),
         (("ddpm", *SMOKE, "--set", "dropout=2"), "dropout must lie between 0 and 1, got 2"),
         (("ddpm", *SMOKE, "--set", "seed=-1"), "seed must not be negative, got -1"),
+        (("ddpm", *SMOKE, "--set", f"seed={2**63}"), "seed must lie below 2^63"),
         (("ddpm", *SMOKE, "--set", "T=-5"), "a schedule needs T of 1 or more, got -5"),
         (("ddpm", *SMOKE, "--set", "widths=0,8", "--set", "attention=1"), "each level needs a"),
         (("ddpm", *SMOKE, "--set", "out_channels=2"), "the network answers"),
@@ -378,7 +379,7 @@ def test_video_is_an_mp4_and_a_gif(done, world):
         (("trajectory", "--digits", ""), "names no digits"),
         (
             ("trajectory", "--steps", 3, "--snapshots", 4),
-            "4 snapshots need as many steps; give --steps 4",
+            "cannot take 4 snapshots of 3 steps; take 2 to 3",
         ),
         (("evaluate", "vae"), "vae neither draws digits nor names them"),
         (("sample", "--digit", 5, "--scale", "nan"), "the scale must be a number, got nan"),
@@ -483,7 +484,14 @@ def test_evaluate_says_when_the_inception_network_cannot_be_had(refused, monkeyp
 
 
 @pytest.mark.parametrize(
-    "labels", ["file,label\n1.png,five\n", "file,label\n", "file,label\n1.png"]
+    "labels",
+    [
+        "file,label\n1.png,five\n",
+        "file,label\n1.png,12\n",
+        "file,label\n1.png,-1\n",
+        "file,label\n",
+        "file,label\n1.png",
+    ],
 )
 def test_evaluate_refuses_labels_that_do_not_match(refused, world, labels):
     data.write_png(world / "folder" / "1.png", torch.zeros(1, 28, 28))

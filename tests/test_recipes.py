@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from mnistlib import checkpoints, jobs, latent, recipes, sources
+from mnistlib import checkpoints, jobs, latent, recipes, sources, train
 from mnistlib.data import generator_for, holdout, mnist, to_images
 from mnistlib.metrics import frechet_to
 from mnistlib.objective import add_noise
@@ -89,6 +89,8 @@ def test_record_says_what_was_done(world, name):
     assert len(record["losses"]) == settings.train.steps
     assert all(math.isfinite(loss) for loss in record["losses"])
     assert {"torch", "revision", "device", "seconds", "threads"} <= record.keys()
+    native = train.used_precision(torch.device("cpu"), "auto")
+    assert record["precision"] == native
 
 
 def test_smoke_uses_the_small_set_where_no_folder_is_named(world, monkeypatch):
